@@ -2,7 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-DATA ?=# folder with real data sets; tests that want one skip without it
+# Folder with real data sets; tests that want one skip, saying so, without it.
+DATA ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help demo serve test quick check format proto bench clean
@@ -39,14 +40,15 @@ check: $(VENV)/.dev ## lint, formatting, types, freshness of the generated code
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
-	@PATH="$(CURDIR)/$(BIN):$$PATH" proto/generate.sh --check
+	@fresh=$$(mktemp -d) && trap 'rm -rf "$$fresh"' EXIT && proto/generate.sh "$$fresh" \
+	  && diff -r -x __pycache__ "$$fresh" service/generated || { echo "service/generated is stale: make proto" >&2; exit 1; }
 
 format: $(VENV)/.dev ## what `make check` would have formatted
 	@$(BIN)/ruff check --fix
 	@$(BIN)/ruff format
 
 proto: $(VENV)/.dev ## regenerate service/generated from proto/
-	@PATH="$(CURDIR)/$(BIN):$$PATH" proto/generate.sh
+	@proto/generate.sh
 
 bench: $(VENV)/.runtime ## server cost against its floor; BENCH_JSON=path for the file
 	@$(BIN)/python -m loadtest.bench --json $(or $(BENCH_JSON),bench.json)
