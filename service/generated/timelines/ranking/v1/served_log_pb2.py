@@ -22,18 +22,15 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
-from service.generated.timelines.ranking.v1 import ranking_pb2 as timelines_dot_ranking_dot_v1_dot_ranking__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%timelines/ranking/v1/served_log.proto\x12\x14timelines.ranking.v1\x1a\"timelines/ranking/v1/ranking.proto\"\xa5\x03\n\x0cServedRecord\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x11\n\tviewer_id\x18\x02 \x01(\x03\x12\x14\n\x0cserved_at_ms\x18\x03 \x01(\x03\x12\x31\n\tserved_by\x18\x04 \x01(\x0b\x32\x1e.timelines.ranking.v1.ServedBy\x12;\n\x0eicymi_decision\x18\x05 \x01(\x0e\x32#.timelines.ranking.v1.IcymiDecision\x12\x36\n\x0b\x64\x65gradation\x18\x06 \x01(\x0e\x32!.timelines.ranking.v1.Degradation\x12\x32\n\x05icymi\x18\x07 \x01(\x0b\x32#.timelines.ranking.v1.ServedSection\x12\x33\n\x06ranked\x18\x08 \x01(\x0b\x32#.timelines.ranking.v1.ServedSection\x12\x36\n\tremainder\x18\t \x01(\x0b\x32#.timelines.ranking.v1.ServedSection\x12\x0f\n\x07request\x18\n \x01(\x0c\"S\n\rServedSection\x12\x11\n\ttweet_ids\x18\x01 \x03(\x03\x12\x0e\n\x06scores\x18\x02 \x03(\x02\x12\x1f\n\x17inclusion_probabilities\x18\x03 \x03(\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%timelines/ranking/v1/served_log.proto\x12\x14timelines.ranking.v1\"{\n\x0cServedRecord\x12\x11\n\tviewer_id\x18\x01 \x01(\x03\x12\x14\n\x0cserved_at_ms\x18\x02 \x01(\x03\x12\x10\n\x08response\x18\x03 \x01(\x0c\x12\x1f\n\x17inclusion_probabilities\x18\x04 \x03(\x02\x12\x0f\n\x07request\x18\x05 \x01(\x0c\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'timelines.ranking.v1.served_log_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_SERVEDRECORD']._serialized_start=100
-  _globals['_SERVEDRECORD']._serialized_end=521
-  _globals['_SERVEDSECTION']._serialized_start=523
-  _globals['_SERVEDSECTION']._serialized_end=606
+  _globals['_SERVEDRECORD']._serialized_start=63
+  _globals['_SERVEDRECORD']._serialized_end=186
 # @@protoc_insertion_point(module_scope)

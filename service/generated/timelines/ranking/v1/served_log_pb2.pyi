@@ -7,7 +7,6 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
-from service.generated.timelines.ranking.v1 import ranking_pb2 as _ranking_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -21,104 +20,45 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class ServedRecord(_message.Message):
-    """One timeline as it was served."""
+    """One timeline as it was served. Request and answer stand in it byte for byte: nothing is lost or reordered on the way
+    into the log, and writing a record costs no second encoding.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    REQUEST_ID_FIELD_NUMBER: _builtins.int
     VIEWER_ID_FIELD_NUMBER: _builtins.int
     SERVED_AT_MS_FIELD_NUMBER: _builtins.int
-    SERVED_BY_FIELD_NUMBER: _builtins.int
-    ICYMI_DECISION_FIELD_NUMBER: _builtins.int
-    DEGRADATION_FIELD_NUMBER: _builtins.int
-    ICYMI_FIELD_NUMBER: _builtins.int
-    RANKED_FIELD_NUMBER: _builtins.int
-    REMAINDER_FIELD_NUMBER: _builtins.int
+    RESPONSE_FIELD_NUMBER: _builtins.int
+    INCLUSION_PROBABILITIES_FIELD_NUMBER: _builtins.int
     REQUEST_FIELD_NUMBER: _builtins.int
-    request_id: _builtins.str
-    """The request's id, or the one that the server made up."""
     viewer_id: _builtins.int
     """Who looked at the timeline."""
     served_at_ms: _builtins.int
-    """The server's clock when the timeline was ranked, Unix ms; the moment of the ranking where the request named none."""
-    icymi_decision: _ranking_pb2.IcymiDecision.ValueType
-    """Whether the ICYMI module was shown."""
-    degradation: _ranking_pb2.Degradation.ValueType
-    """How much of the ranking was done."""
+    """The server's clock when the request came, Unix ms; the moment of the ranking where the request names none."""
+    response: _builtins.bytes
+    """The RankTimelineResponse as sent: request id, sections, scores, arms, versions."""
     request: _builtins.bytes
-    """The RankTimelineRequest byte for byte as received. Empty: not sampled."""
-    @_builtins.property
-    def served_by(self) -> _ranking_pb2.ServedBy:
-        """What ranked the timeline, the arms of all running experiments included."""
-
-    @_builtins.property
-    def icymi(self) -> Global___ServedSection:
-        """The ICYMI module as served."""
-
-    @_builtins.property
-    def ranked(self) -> Global___ServedSection:
-        """The ranked section as served."""
-
-    @_builtins.property
-    def remainder(self) -> Global___ServedSection:
-        """The remainder as served."""
-
-    def __init__(
-        self,
-        *,
-        request_id: _builtins.str = ...,
-        viewer_id: _builtins.int = ...,
-        served_at_ms: _builtins.int = ...,
-        served_by: _ranking_pb2.ServedBy | None = ...,
-        icymi_decision: _ranking_pb2.IcymiDecision.ValueType = ...,
-        degradation: _ranking_pb2.Degradation.ValueType = ...,
-        icymi: Global___ServedSection | None = ...,
-        ranked: Global___ServedSection | None = ...,
-        remainder: Global___ServedSection | None = ...,
-        request: _builtins.bytes = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["icymi", b"icymi", "ranked", b"ranked", "remainder", b"remainder", "served_by", b"served_by"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["degradation", b"degradation", "icymi", b"icymi", "icymi_decision", b"icymi_decision", "ranked", b"ranked", "remainder", b"remainder", "request", b"request", "request_id", b"request_id", "served_at_ms", b"served_at_ms", "served_by", b"served_by", "viewer_id", b"viewer_id"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___ServedRecord: _TypeAlias = ServedRecord  # noqa: Y015
-
-@_typing.final
-class ServedSection(_message.Message):
-    """A section as served: T Tweets, the first shown first."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    TWEET_IDS_FIELD_NUMBER: _builtins.int
-    SCORES_FIELD_NUMBER: _builtins.int
-    INCLUSION_PROBABILITIES_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def tweet_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """T Tweets."""
-
-    @_builtins.property
-    def scores(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
-        """T relevances after policy factors. NaN: not scored."""
-
+    """The RankTimelineRequest as received. Empty: not sampled."""
     @_builtins.property
     def inclusion_probabilities(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
-        """T probabilities that the Tweet, given the scores, came to stand in icymi or ranked: 1 or 0 where no exploration
-        took part, 1 - epsilon for the lowest of the top set, epsilon / M for each of the M others.
+        """For each Tweet of icymi, ranked and remainder, in that order, how probable it was, given the scores, that it came
+        to stand in icymi or ranked: 1 or 0 without exploration; with it 1 - epsilon for the lowest of the top set and
+        epsilon / M for each of the M beneath it.
         """
 
     def __init__(
         self,
         *,
-        tweet_ids: _abc.Iterable[_builtins.int] | None = ...,
-        scores: _abc.Iterable[_builtins.float] | None = ...,
+        viewer_id: _builtins.int = ...,
+        served_at_ms: _builtins.int = ...,
+        response: _builtins.bytes = ...,
         inclusion_probabilities: _abc.Iterable[_builtins.float] | None = ...,
+        request: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["inclusion_probabilities", b"inclusion_probabilities", "scores", b"scores", "tweet_ids", b"tweet_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["inclusion_probabilities", b"inclusion_probabilities", "request", b"request", "response", b"response", "served_at_ms", b"served_at_ms", "viewer_id", b"viewer_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___ServedSection: _TypeAlias = ServedSection  # noqa: Y015
+Global___ServedRecord: _TypeAlias = ServedRecord  # noqa: Y015
