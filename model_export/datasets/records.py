@@ -83,10 +83,17 @@ class RecordSet:
         return sum(int(pq.read_metadata(_day_path(self.root, day)).num_rows) for day in days)
 
     def batches(self, days: Sequence[int], rows_max: int = 65_536) -> Iterator[Impressions]:
-        """Streams the impressions of these days in order, at most `rows_max` at a time."""
+        """Streams the impressions of these days in order, at most `rows_max` at a time.
+
+        Only the columns of `schema` are read: a record set with a part of its schema costs that part.
+        """
+        columns = [f"{feature.group}.{feature.name}" for feature in self.schema.features]
+        columns += [f"{kind}.{head}" for head in self.schema.head_names for kind in ("label", "true", "reachable")]
         for day in days:
             with pq.ParquetFile(_day_path(self.root, day)) as file:
-                for batch in file.iter_batches(batch_size=rows_max):
+                present = set(file.schema_arrow.names)
+                wanted = [*ID_COLUMNS, *(name for name in columns if name in present)]
+                for batch in file.iter_batches(batch_size=rows_max, columns=wanted):
                     yield _impressions(batch, self.schema)
 
 
