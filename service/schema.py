@@ -177,6 +177,10 @@ class Schema:
         try:
             features = [Feature(**{**f, "vocabulary": tuple(f["vocabulary"])}) for f in document["features"]]
             heads = [Head(**h) for h in document["heads"]]
+            texts = [text for f in features for text in (f.name, f.unit, *f.vocabulary)] + [h.name for h in heads]
+            numbers = [f.width for f in features] + [h.sign for h in heads]
+            if not all(isinstance(text, str) for text in texts) or not all(type(number) is int for number in numbers):
+                raise TypeError("a name that is no text, or a width or sign that is no whole number")
         except (KeyError, TypeError) as error:
             raise SchemaError(f"not a schema: {error}") from error
         return Schema(tuple(features), tuple(heads))

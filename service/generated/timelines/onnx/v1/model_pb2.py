@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dtimelines/onnx/v1/model.proto\x12\x11timelines.onnx.v1\"\xce\x01\n\x05Model\x12\'\n\x05graph\x18\x07 \x01(\x0b\x32\x18.timelines.onnx.v1.Graph\x12\x34\n\x0copset_import\x18\x08 \x03(\x0b\x32\x1e.timelines.onnx.v1.OperatorSet\x12\x36\n\rtraining_info\x18\x14 \x03(\x0b\x32\x1f.timelines.onnx.v1.TrainingInfo\x12.\n\tfunctions\x18\x19 \x03(\x0b\x32\x1b.timelines.onnx.v1.Function\"\x1d\n\x0bOperatorSet\x12\x0e\n\x06\x64omain\x18\x01 \x01(\t\"m\n\x0cTrainingInfo\x12\x30\n\x0einitialization\x18\x01 \x01(\x0b\x32\x18.timelines.onnx.v1.Graph\x12+\n\talgorithm\x18\x02 \x01(\x0b\x32\x18.timelines.onnx.v1.Graph\"\xbc\x01\n\x08\x46unction\x12\x0c\n\x04name\x18\x01 \x01(\t\x12%\n\x04node\x18\x07 \x03(\x0b\x32\x17.timelines.onnx.v1.Node\x12\x34\n\x0copset_import\x18\t \x03(\x0b\x32\x1e.timelines.onnx.v1.OperatorSet\x12\x0e\n\x06\x64omain\x18\n \x01(\t\x12\x35\n\x0f\x61ttribute_proto\x18\x0b \x03(\x0b\x32\x1c.timelines.onnx.v1.Attribute\"\x9b\x01\n\x05Graph\x12%\n\x04node\x18\x01 \x03(\x0b\x32\x17.timelines.onnx.v1.Node\x12.\n\x0binitializer\x18\x05 \x03(\x0b\x32\x19.timelines.onnx.v1.Tensor\x12;\n\x12sparse_initializer\x18\x0f \x03(\x0b\x32\x1f.timelines.onnx.v1.SparseTensor\"X\n\x04Node\x12\x0f\n\x07op_type\x18\x04 \x01(\t\x12/\n\tattribute\x18\x05 \x03(\x0b\x32\x1c.timelines.onnx.v1.Attribute\x12\x0e\n\x06\x64omain\x18\x07 \x01(\t\"\x9d\x02\n\tAttribute\x12$\n\x01t\x18\x05 \x01(\x0b\x32\x19.timelines.onnx.v1.Tensor\x12#\n\x01g\x18\x06 \x01(\x0b\x32\x18.timelines.onnx.v1.Graph\x12*\n\x07tensors\x18\n \x03(\x0b\x32\x19.timelines.onnx.v1.Tensor\x12(\n\x06graphs\x18\x0b \x03(\x0b\x32\x18.timelines.onnx.v1.Graph\x12\x36\n\rsparse_tensor\x18\x16 \x01(\x0b\x32\x1f.timelines.onnx.v1.SparseTensor\x12\x37\n\x0esparse_tensors\x18\x17 \x03(\x0b\x32\x1f.timelines.onnx.v1.SparseTensor\"e\n\x0cSparseTensor\x12)\n\x06values\x18\x01 \x01(\x0b\x32\x19.timelines.onnx.v1.Tensor\x12*\n\x07indices\x18\x02 \x01(\x0b\x32\x19.timelines.onnx.v1.Tensor\"c\n\x06Tensor\x12\x0c\n\x04name\x18\x08 \x01(\t\x12\x34\n\rexternal_data\x18\r \x03(\x0b\x32\x1d.timelines.onnx.v1.StringPair\x12\x15\n\rdata_location\x18\x0e \x01(\x05\"(\n\nStringPair\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dtimelines/onnx/v1/model.proto\x12\x11timelines.onnx.v1\"\xce\x01\n\x05Model\x12\'\n\x05graph\x18\x07 \x01(\x0b\x32\x18.timelines.onnx.v1.Graph\x12\x34\n\x0copset_import\x18\x08 \x03(\x0b\x32\x1e.timelines.onnx.v1.OperatorSet\x12\x36\n\rtraining_info\x18\x14 \x03(\x0b\x32\x1f.timelines.onnx.v1.TrainingInfo\x12.\n\tfunctions\x18\x19 \x03(\x0b\x32\x1b.timelines.onnx.v1.Function\"\x1d\n\x0bOperatorSet\x12\x0e\n\x06\x64omain\x18\x01 \x01(\t\"\x0e\n\x0cTrainingInfo\"\x18\n\x08\x46unction\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x9b\x01\n\x05Graph\x12%\n\x04node\x18\x01 \x03(\x0b\x32\x17.timelines.onnx.v1.Node\x12.\n\x0binitializer\x18\x05 \x03(\x0b\x32\x19.timelines.onnx.v1.Tensor\x12;\n\x12sparse_initializer\x18\x0f \x03(\x0b\x32\x1f.timelines.onnx.v1.SparseTensor\"X\n\x04Node\x12\x0f\n\x07op_type\x18\x04 \x01(\t\x12/\n\tattribute\x18\x05 \x03(\x0b\x32\x1c.timelines.onnx.v1.Attribute\x12\x0e\n\x06\x64omain\x18\x07 \x01(\t\"\x9d\x02\n\tAttribute\x12$\n\x01t\x18\x05 \x01(\x0b\x32\x19.timelines.onnx.v1.Tensor\x12#\n\x01g\x18\x06 \x01(\x0b\x32\x18.timelines.onnx.v1.Graph\x12*\n\x07tensors\x18\n \x03(\x0b\x32\x19.timelines.onnx.v1.Tensor\x12(\n\x06graphs\x18\x0b \x03(\x0b\x32\x18.timelines.onnx.v1.Graph\x12\x36\n\rsparse_tensor\x18\x16 \x01(\x0b\x32\x1f.timelines.onnx.v1.SparseTensor\x12\x37\n\x0esparse_tensors\x18\x17 \x03(\x0b\x32\x1f.timelines.onnx.v1.SparseTensor\"e\n\x0cSparseTensor\x12)\n\x06values\x18\x01 \x01(\x0b\x32\x19.timelines.onnx.v1.Tensor\x12*\n\x07indices\x18\x02 \x01(\x0b\x32\x19.timelines.onnx.v1.Tensor\"c\n\x06Tensor\x12\x0c\n\x04name\x18\x08 \x01(\t\x12\x34\n\rexternal_data\x18\r \x03(\x0b\x32\x1d.timelines.onnx.v1.StringPair\x12\x15\n\rdata_location\x18\x0e \x01(\x05\"(\n\nStringPair\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,19 +36,19 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_OPERATORSET']._serialized_start=261
   _globals['_OPERATORSET']._serialized_end=290
   _globals['_TRAININGINFO']._serialized_start=292
-  _globals['_TRAININGINFO']._serialized_end=401
-  _globals['_FUNCTION']._serialized_start=404
-  _globals['_FUNCTION']._serialized_end=592
-  _globals['_GRAPH']._serialized_start=595
-  _globals['_GRAPH']._serialized_end=750
-  _globals['_NODE']._serialized_start=752
-  _globals['_NODE']._serialized_end=840
-  _globals['_ATTRIBUTE']._serialized_start=843
-  _globals['_ATTRIBUTE']._serialized_end=1128
-  _globals['_SPARSETENSOR']._serialized_start=1130
-  _globals['_SPARSETENSOR']._serialized_end=1231
-  _globals['_TENSOR']._serialized_start=1233
-  _globals['_TENSOR']._serialized_end=1332
-  _globals['_STRINGPAIR']._serialized_start=1334
-  _globals['_STRINGPAIR']._serialized_end=1374
+  _globals['_TRAININGINFO']._serialized_end=306
+  _globals['_FUNCTION']._serialized_start=308
+  _globals['_FUNCTION']._serialized_end=332
+  _globals['_GRAPH']._serialized_start=335
+  _globals['_GRAPH']._serialized_end=490
+  _globals['_NODE']._serialized_start=492
+  _globals['_NODE']._serialized_end=580
+  _globals['_ATTRIBUTE']._serialized_start=583
+  _globals['_ATTRIBUTE']._serialized_end=868
+  _globals['_SPARSETENSOR']._serialized_start=870
+  _globals['_SPARSETENSOR']._serialized_end=971
+  _globals['_TENSOR']._serialized_start=973
+  _globals['_TENSOR']._serialized_end=1072
+  _globals['_STRINGPAIR']._serialized_start=1074
+  _globals['_STRINGPAIR']._serialized_end=1114
 # @@protoc_insertion_point(module_scope)

@@ -87,29 +87,16 @@ Global___OperatorSet: _TypeAlias = OperatorSet  # noqa: Y015
 
 @_typing.final
 class TrainingInfo(_message.Message):
-    """ONNX TrainingInfoProto."""
+    """ONNX TrainingInfoProto. Refused, whatever is in it."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    INITIALIZATION_FIELD_NUMBER: _builtins.int
-    ALGORITHM_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def initialization(self) -> Global___Graph:
-        """Sets the initial state."""
-
-    @_builtins.property
-    def algorithm(self) -> Global___Graph:
-        """One training step."""
-
     def __init__(
         self,
-        *,
-        initialization: Global___Graph | None = ...,
-        algorithm: Global___Graph | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["algorithm", b"algorithm", "initialization", b"initialization"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["algorithm", b"algorithm", "initialization", b"initialization"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -117,43 +104,21 @@ Global___TrainingInfo: _TypeAlias = TrainingInfo  # noqa: Y015
 
 @_typing.final
 class Function(_message.Message):
-    """ONNX FunctionProto."""
+    """ONNX FunctionProto. Refused, whatever is in it."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     NAME_FIELD_NUMBER: _builtins.int
-    NODE_FIELD_NUMBER: _builtins.int
-    OPSET_IMPORT_FIELD_NUMBER: _builtins.int
-    DOMAIN_FIELD_NUMBER: _builtins.int
-    ATTRIBUTE_PROTO_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name of the operator that it defines."""
-    domain: _builtins.str
-    """Domain of the operator that it defines."""
-    @_builtins.property
-    def node(self) -> _containers.RepeatedCompositeFieldContainer[Global___Node]:
-        """Its body."""
-
-    @_builtins.property
-    def opset_import(self) -> _containers.RepeatedCompositeFieldContainer[Global___OperatorSet]:
-        """Operator sets that the body uses."""
-
-    @_builtins.property
-    def attribute_proto(self) -> _containers.RepeatedCompositeFieldContainer[Global___Attribute]:
-        """Attributes with defaults."""
-
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
-        node: _abc.Iterable[Global___Node] | None = ...,
-        opset_import: _abc.Iterable[Global___OperatorSet] | None = ...,
-        domain: _builtins.str = ...,
-        attribute_proto: _abc.Iterable[Global___Attribute] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attribute_proto", b"attribute_proto", "domain", b"domain", "name", b"name", "node", b"node", "opset_import", b"opset_import"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
