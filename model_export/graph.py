@@ -1,0 +1,184 @@
+"""Builds the ONNX graph that is served from a trained net's arrays.
+
+Inputs `viewer` float32 [1, Fv], `authors` float32 [A, Fa], `author_index` int64 [N] and `tweets` float32 [N, Ft], in
+the columns of the schema's layouts, NaN = absent; a group without features has no input. `author_index` holds the
+author's row of each Tweet and is always there: it says how many Tweets there are. Outputs `probabilities` (calibrated)
+and `raw_probabilities`, float32 [N, H]. Any ONNX runtime can serve it: no custom operators, no external data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+
+from model_export import graph_first_layer as first_layer
+from model_export.graph_calibration import add_calibration
+from model_export.graph_writer import GraphWriter, signature, tensor_info
+from model_export.weights import Cross, Dense, GroupWeights, Knots, NetWeights, Towers
+from service.schema import GROUPS, Group, Schema
+
+__all__ = ["Precision", "build", "build_plain", "signature"]
+
+Precision = Literal["float32", "int8"]
+Form = Literal["float32", "int8", "plain"]
+
+_INPUTS: dict[Group, tuple[str, str | int]] = {
+    "viewer": ("viewer", 1),
+    "author": ("authors", "authors"),
+    "tweet": ("tweets", "tweets"),
+}
+
+
+def build(schema: Schema, weights: NetWeights, calibration: Sequence[Knots], precision: Precision = "float32") -> bytes:
+    """The graph to ship: the first layer in thermometer form, calibration included.
+
+    Args:
+        schema: Whose layouts the columns of `weights` refer to.
+        weights: The trained net.
+        calibration: One per head, in the schema's order.
+        precision: Of the first layer's matrix; everything else is float32.
+
+    Returns:
+        A serialized ModelProto; the same arguments give the same bytes.
+
+    Raises:
+        ValueError: The arguments do not fit each other.
+    """
+    return _build(schema, weights, calibration, precision)
+
+
+def build_plain(schema: Schema, weights: NetWeights, calibration: Sequence[Knots]) -> bytes:
+    """The same function of the same inputs as an export of the net as it stands: the baseline of the speed measures.
+
+    Bins are looked up, a row of weights is gathered for every feature present, and the rows are summed. Everything
+    else is as in `build`, which documents arguments and errors.
+    """
+    return _build(schema, weights, calibration, "plain")
+
+
+def _build(schema: Schema, weights: NetWeights, calibration: Sequence[Knots], form: Form) -> bytes:
+    _check(schema, weights, calibration)
+    heads = len(schema.heads)
+    graph = GraphWriter()
+    hidden = _add_first_layer(graph, schema, weights, form)
+    logits = _add_net(graph, weights, hidden)
+    graph.node("Sigmoid", [logits], "raw_probabilities")
+    add_calibration(graph, "raw_probabilities", calibration, "probabilities")
+    inputs = [
+        tensor_info(name, "float32", (rows, schema.layouts[group].width))
+        for group, (name, rows) in _INPUTS.items()
+        if schema.layouts[group].width
+    ]
+    inputs.append(tensor_info("author_index", "int64", ("tweets",)))
+    outputs = [tensor_info(name, "float32", ("tweets", heads)) for name in ("probabilities", "raw_probabilities")]
+    return graph.to_bytes("timeline_ranker", f"Timeline ranking model, {form} first layer", inputs, outputs)
+
+
+def _add_first_layer(graph: GraphWriter, schema: Schema, weights: NetWeights, form: Form) -> str:
+    """Each group goes through its part once; [N, K].
+
+    h = bias + V(viewer) + A(authors)[author_index] + T(tweets)
+    """
+    index = "author_index"
+    h = graph.constant("first_layer/bias", weights.bias[np.newaxis])  # [1, K]
+    for group in ("viewer", "author"):
+        h = _add_group(graph, group, schema, weights.groups.get(group), h, form)
+    if _contributes(weights.groups.get("author")):
+        h = graph.node("Gather", [h, index], "first_layer/author_rows", axis=0)
+    elif not _contributes(weights.groups.get("tweet")):
+        width = graph.constant("first_layer/width", np.array([len(weights.bias)], np.int64))
+        rows = graph.node("Shape", [index], "first_layer/tweet_count")
+        shape = graph.node("Concat", [rows, width], "first_layer/shape", axis=0)
+        h = graph.node("Expand", [h, shape], "first_layer/same_rows")
+    return _add_group(graph, "tweet", schema, weights.groups.get("tweet"), h, form)
+
+
+def _contributes(group: GroupWeights | None) -> bool:
+    return group is not None and bool(group.binned or group.categoricals or group.raws)
+
+
+def _add_group(
+    graph: GraphWriter, group: Group, schema: Schema, weights: GroupWeights | None, start: str, form: Form
+) -> str:
+    """Adds `start` + what the group's features contribute: [rows of its table, K], or `start` where there are none."""
+    if weights is None:
+        return start
+    name = _INPUTS[group][0]
+    table, width = name, schema.layouts[group].width
+    if weights.raws:
+        start = first_layer.add_raws(graph, f"{name}/raw", table, width, weights.raws, start)
+    if form == "plain":
+        if weights.binned or weights.categoricals:
+            start = first_layer.add_plain_lookup(graph, f"{name}/lookup", table, width, weights, start)
+        return start
+    start = first_layer.add_large_categoricals(graph, name, table, width, weights.categoricals, start)
+    features = first_layer.as_steps(weights)
+    if not features:
+        return start
+    blocks = first_layer.plan_blocks(features)
+    add_steps = first_layer.add_steps_int8 if form == "int8" else first_layer.add_steps_float
+    return add_steps(graph, f"{name}/steps", table, width, blocks, start)
+
+
+def _add_net(graph: GraphWriter, weights: NetWeights, h: str) -> str:
+    """Crosses, relu, trunk and towers: [N, K] -> logits [N, H]."""
+    x = h
+    for i, cross in enumerate(weights.crosses):
+        x = _add_cross(graph, f"cross{i}", cross, h, x)
+    if weights.relu:
+        x = graph.node("Relu", [x], "first_layer/relu")
+    for i, dense in enumerate(weights.trunk):
+        x = _add_dense(graph, f"trunk{i}", dense, x)
+    if weights.towers is None:
+        return x
+    return _add_towers(graph, weights.towers, x)
+
+
+def _add_cross(graph: GraphWriter, name: str, cross: Cross, first: str, x: str) -> str:
+    low = graph.node("MatMul", [x, graph.constant(f"{name}/down_weights", cross.down)], f"{name}/down")
+    constants = [
+        graph.constant(f"{name}/{key}", array) for key, array in (("up_weights", cross.up), ("bias", cross.bias))
+    ]
+    high = graph.node("Gemm", [low, *constants], f"{name}/up")
+    return graph.node("Add", [graph.node("Mul", [first, high], f"{name}/product"), x], f"{name}/sum")
+
+
+def _add_dense(graph: GraphWriter, name: str, dense: Dense, x: str) -> str:
+    constants = [
+        graph.constant(f"{name}/{key}", array) for key, array in (("weights", dense.weights), ("bias", dense.bias))
+    ]
+    y = graph.node("Gemm", [x, *constants], f"{name}/linear")
+    return graph.node("Relu", [y], f"{name}/relu") if dense.relu else y
+
+
+def _add_towers(graph: GraphWriter, towers: Towers, x: str) -> str:
+    """All towers side by side; the last layers as one block-diagonal matrix."""
+    hidden = _add_dense(graph, "towers/hidden", towers.hidden, x)
+    heads, width = towers.out.shape
+    diagonal = np.zeros((heads * width, heads), np.float32)
+    for head in range(heads):
+        diagonal[head * width : (head + 1) * width, head] = towers.out[head]
+    return _add_dense(graph, "towers/out", Dense(diagonal, towers.bias, relu=False), hidden)
+
+
+def _check(schema: Schema, weights: NetWeights, calibration: Sequence[Knots]) -> None:
+    """Raises ValueError where schema, weights and calibration do not fit each other."""
+    heads, k = len(schema.heads), len(weights.bias)
+    logits = k if weights.towers is None else len(weights.towers.bias)
+    if not heads == len(calibration) == logits:
+        raise ValueError(f"{heads} heads in the schema, {logits} in the net, {len(calibration)} in the calibration")
+    if weights.towers is None and (weights.crosses or weights.relu or weights.trunk):
+        raise ValueError("a net without towers is linear: it has no crosses, relu or trunk")
+    for group in GROUPS:
+        part = weights.groups.get(group, GroupWeights((), (), ()))
+        width = schema.layouts[group].width
+        columns = [b.column for b in part.binned] + [c.column for c in part.categoricals]
+        columns += [int(column) for raw in part.raws for column in raw.columns]
+        if columns and not 0 <= min(columns) <= max(columns) < width:
+            raise ValueError(f"{group}: columns {min(columns)} to {max(columns)} of a table with {width} columns")
+        matrices = [b.weights for b in part.binned] + [c.weights for c in part.categoricals]
+        matrices += [raw.weights for raw in part.raws]
+        if any(matrix.shape[1] != k for matrix in matrices):
+            raise ValueError(f"{group}: weights for another number of units than the layer's {k}")
