@@ -1,0 +1,87 @@
+"""Random impressions in the record form: small, with every kind of feature and a signal to learn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from model_export.datasets.records import Impressions, RecordSet, create, write_day
+from service.schema import GROUPS, Feature, Head, Schema
+
+SMALL_SCHEMA = Schema(
+    features=(
+        Feature("likes", "tweet", "continuous", "count"),
+        Feature("has_image", "tweet", "binary"),
+        Feature("topic", "tweet", "categorical", vocabulary=("news", "music", "humor")),
+        Feature("text", "tweet", "vector", width=4),
+        Feature("strength", "author", "continuous"),
+        Feature("never", "author", "continuous"),
+        Feature("hours_away", "viewer", "continuous", "hours"),
+        Feature("device", "viewer", "categorical", vocabulary=("ios", "android")),
+    ),
+    heads=(Head("like", 1.0, 1), Head("reply", 2.0, 1)),
+)
+
+
+def _draw(feature: Feature, rows: int, rng: np.random.Generator) -> NDArray[np.float64]:
+    match feature.kind:
+        case "continuous":
+            return np.floor(rng.lognormal(1, 2, (rows, 1)))
+        case "vector":
+            return rng.normal(0, 1, (rows, feature.width))
+        case _:
+            return rng.integers(0, len(feature.vocabulary) or 2, (rows, 1)).astype(np.float64)
+
+
+def _impressions(rows: int, seed: int) -> Impressions:
+    rng = np.random.default_rng(seed)
+    tables = {
+        group: np.full((rows, layout.width), np.nan, np.float32) for group, layout in SMALL_SCHEMA.layouts.items()
+    }
+    for group in GROUPS:
+        layout = SMALL_SCHEMA.layouts[group]
+        for feature in layout.features:
+            start = layout.offsets[feature.name]
+            present = rng.random(rows) < 0.7
+            drawn = _draw(feature, rows, rng)
+            if feature.name != "never":
+                tables[group][present, start : start + feature.width] = drawn[present]
+    strength = np.nan_to_num(np.log1p(tables["author"][:, 0]))
+    logits = np.stack([strength - 3, np.nan_to_num(tables["tweet"][:, 3]) - 4], axis=1)
+    reachable = (1 / (1 + np.exp(-logits))).astype(np.float32)
+    ids = {name: rng.integers(1, 2**40, rows) for name in ("viewer_id", "author_id", "tweet_id")}
+    ids["session"] = np.arange(rows) // 10
+    ids["time_ms"] = np.arange(rows)
+    # One viewer row a session.
+    tables["viewer"] = tables["viewer"][(np.arange(rows) // 10) * 10]
+    labels = (rng.random(reachable.shape) < reachable).astype(np.uint8)
+    return Impressions(ids, tables, labels, true=reachable, reachable=reachable)
+
+
+@pytest.fixture
+def small_schema() -> Schema:
+    return SMALL_SCHEMA
+
+
+@pytest.fixture
+def make_impressions() -> Callable[[int, int], Impressions]:
+    """(rows, seed) -> impressions of `small_schema`: sessions of 10 rows with one viewer row each."""
+    return _impressions
+
+
+@pytest.fixture
+def make_records(tmp_path: Path) -> Callable[[int, int], RecordSet]:
+    """(days, rows a day) -> a data set of `small_schema` on disk."""
+
+    def make(days: int, rows: int) -> RecordSet:
+        root = tmp_path / "records"
+        create(root, SMALL_SCHEMA)
+        for day in range(days):
+            write_day(root, SMALL_SCHEMA, day, _impressions(rows, seed=day))
+        return RecordSet.open(root)
+
+    return make
