@@ -1,0 +1,193 @@
+"""From tables of features to what the network reads: one bin or category per slot, and the raw values beside them.
+
+Training reads examples that were encoded once; the exported graph does the same to a request. What a feature becomes
+is said by a plan's patterns (`FeaturePlan`) and by the discretizer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model_export.discretize import Discretizer, bin_of
+from service.schema import GROUPS, Feature, Group, GroupLayout, Schema
+
+Tables = Mapping[Group, NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class FeaturePlan:
+    """Which features the model reads, and how. Every entry is a pattern of `<group>.<feature>`, `*` standing for any.
+
+    Attributes:
+        use: Features to read.
+        leave_out: Features not to read after all.
+        binned: Scalars that enter by their bin.
+        raw: Scalars that enter by value.
+        raw_log: Scalars that enter by sign(value) * log(1 + |value|): the heavy-tailed ones.
+    """
+
+    use: tuple[str, ...] = ("*",)
+    leave_out: tuple[str, ...] = ()
+    binned: tuple[str, ...] = ("*",)
+    raw: tuple[str, ...] = ()
+    raw_log: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A binned scalar or a categorical feature.
+
+    Attributes:
+        name: `<group>.<feature>`.
+        group: Its table.
+        column: Its column there.
+        size: Bins or categories.
+        boundaries: float32 [size - 1]; None for a categorical feature.
+    """
+
+    name: str
+    group: Group
+    column: int
+    size: int
+    boundaries: NDArray[np.float32] | None
+
+
+@dataclass(frozen=True)
+class RawColumn:
+    """A column that enters by value; `log` as in FeaturePlan.raw_log. A vector is `width` of these."""
+
+    name: str
+    group: Group
+    column: int
+    log: bool
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """S slots and R raw columns of a model's tables."""
+
+    slots: tuple[Slot, ...]
+    raws: tuple[RawColumn, ...]
+
+    @cached_property
+    def offsets(self) -> NDArray[np.int64]:
+        """[S]: where the rows of each slot start in the table of all slots' rows."""
+        return np.cumsum([0, *(slot.size for slot in self.slots)])[:-1]
+
+    @cached_property
+    def rows(self) -> int:
+        """Rows of all slots together."""
+        return sum(slot.size for slot in self.slots)
+
+    def encode(self, tables: Tables) -> tuple[NDArray[np.uint16], NDArray[np.float32]]:
+        """Tables [n, layout width] -> (bins [n, S], raw values [n, R]).
+
+        A bin or category counts from 1, 0 = absent; raw values are through their logarithm, NaN = absent.
+
+        Raises:
+            ValueError: An infinite value, or a category outside its vocabulary.
+        """
+        n = len(next(iter(tables.values())))
+        bins = np.empty((n, len(self.slots)), np.uint16)
+        for i, slot in enumerate(self.slots):
+            bins[:, i] = _slot_bins(slot, tables[slot.group][:, slot.column]) + 1
+        raw = np.empty((n, len(self.raws)), np.float32)
+        for i, column in enumerate(self.raws):
+            values = tables[column.group][:, column.column]
+            raw[:, i] = np.copysign(np.log1p(np.abs(values)), values) if column.log else values
+        if (infinite := np.isinf(raw).any(axis=0)).any():
+            raise ValueError(f"{self.raws[int(infinite.argmax())].name}: infinite values")
+        return bins, raw
+
+
+def _slot_bins(slot: Slot, values: NDArray[np.float32]) -> NDArray[np.int64]:
+    if slot.boundaries is not None:
+        if np.isinf(values).any():
+            raise ValueError(f"{slot.name}: infinite values")
+        return bin_of(values, slot.boundaries)
+    if ((values < 0) | (values >= slot.size)).any():
+        raise ValueError(f"{slot.name}: a category outside 0 to {slot.size - 1}")
+    return np.where(np.isnan(values), -1, values).astype(np.int64)
+
+
+def qualified(feature: Feature) -> str:
+    """`<group>.<feature>`, the name of a feature among all groups."""
+    return f"{feature.group}.{feature.name}"
+
+
+def matches(name: str, patterns: Iterable[str]) -> bool:
+    """Whether any of the patterns fits the name."""
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def select_features(schema: Schema, plan: FeaturePlan) -> Schema:
+    """The schema of what the plan's model reads.
+
+    Raises:
+        ValueError: A pattern fits no feature, nothing is left, or a scalar that is used enters in no form.
+    """
+    names = [qualified(feature) for feature in schema.features]
+    for patterns in (plan.use, plan.leave_out, plan.binned, plan.raw, plan.raw_log):
+        for pattern in patterns:
+            if not any(fnmatchcase(name, pattern) for name in names):
+                raise ValueError(f"features: {pattern!r} fits no feature")
+    used = [f for f in schema.features if matches(qualified(f), plan.use) and not matches(qualified(f), plan.leave_out)]
+    if not used:
+        raise ValueError("features: nothing is left")
+    for feature in used:
+        scalar = feature.kind in ("continuous", "binary")
+        if scalar and not matches(qualified(feature), (*plan.binned, *plan.raw, *plan.raw_log)):
+            raise ValueError(f"features: {qualified(feature)} is used, but neither binned nor raw")
+    return schema.select((f.group, f.name) for f in used)
+
+
+def make_encoding(schema: Schema, plan: FeaturePlan, discretizer: Discretizer) -> Encoding:
+    """The encoding of a selected schema's tables.
+
+    Raises:
+        ValueError: The discretizer does not know a feature that is to be binned.
+    """
+    slots: list[Slot] = []
+    raws: list[RawColumn] = []
+    for group in GROUPS:
+        layout = schema.layouts[group]
+        for feature in layout.scalars:
+            slots += _binned_slot(feature, layout, plan, discretizer)
+        for feature in layout.categoricals:
+            size = len(feature.vocabulary)
+            slots.append(Slot(qualified(feature), group, layout.offsets[feature.name], size, None))
+        raws += _raw_columns(group, layout, plan)
+    return Encoding(tuple(slots), tuple(raws))
+
+
+def _binned_slot(feature: Feature, layout: GroupLayout, plan: FeaturePlan, discretizer: Discretizer) -> list[Slot]:
+    name = qualified(feature)
+    if not matches(name, plan.binned):
+        return []
+    if name not in discretizer.features:
+        raise ValueError(f"the discretizer does not know {name}")
+    boundaries = discretizer.features[name].boundaries
+    if boundaries is None:  # Never present: nothing to learn, so it contributes nothing.
+        return []
+    column = layout.offsets[feature.name]
+    return [Slot(name, feature.group, column, len(boundaries) + 1, np.array(boundaries, np.float32))]
+
+
+def _raw_columns(group: Group, layout: GroupLayout, plan: FeaturePlan) -> list[RawColumn]:
+    columns: list[RawColumn] = []
+    for feature in layout.scalars:
+        name, column = qualified(feature), layout.offsets[feature.name]
+        if matches(name, plan.raw):
+            columns.append(RawColumn(name, group, column, log=False))
+        if matches(name, plan.raw_log):
+            columns.append(RawColumn(name, group, column, log=True))
+    for feature in layout.vectors:
+        start = layout.offsets[feature.name]
+        columns += [RawColumn(qualified(feature), group, start + i, log=False) for i in range(feature.width)]
+    return columns
