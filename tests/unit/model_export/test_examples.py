@@ -1,0 +1,91 @@
+"""Encoded examples on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from model_export import examples as module
+from model_export.examples import Examples, ExampleSet, ExampleWriter, record_type
+
+
+def make_examples(rows: int, slots: int = 3, raws: int = 2) -> Examples:
+    """Row i holds i in its first bin."""
+    rng = np.random.default_rng(rows)
+    bins = rng.integers(0, 60_000, (rows, slots)).astype(np.uint16)
+    bins[:, :1] = np.arange(rows)[:, np.newaxis]
+    raw = rng.normal(size=(rows, raws)).astype(np.float32)
+    raw[rng.random(raw.shape) < 0.3] = np.nan
+    labels, used = (rng.integers(0, 2, (rows, 2)).astype(np.uint8) for _ in range(2))
+    return Examples(bins, raw, labels, used)
+
+
+def write(folder: Path, examples: Examples, pieces: int = 7) -> ExampleSet:
+    record = record_type(examples.bins.shape[1], examples.raw.shape[1], examples.labels.shape[1])
+    with ExampleWriter(folder, record) as writer:
+        for rows in np.array_split(np.arange(len(examples)), pieces):
+            writer.write(Examples(examples.bins[rows], examples.raw[rows], examples.labels[rows], examples.used[rows]))
+    return ExampleSet(folder, record)
+
+
+def assert_same(parts: list[Examples], expected: Examples, order: np.ndarray | None = None) -> None:
+    rows = np.arange(len(expected)) if order is None else order
+    for name in ("bins", "raw", "labels", "used"):
+        joined = np.concatenate([getattr(part, name) for part in parts])
+        assert joined.dtype == getattr(expected, name).dtype
+        assert np.array_equal(joined, getattr(expected, name)[rows], equal_nan=name == "raw")
+
+
+@pytest.fixture
+def small_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Row groups and files so small that a test has many of them."""
+    monkeypatch.setattr(module, "ROW_GROUP_ROWS", 64)
+    monkeypatch.setattr(module, "FILE_ROWS", 256)
+    monkeypatch.setattr(module, "BUFFER_GROUPS", 4)
+
+
+@pytest.mark.usefixtures("small_files")
+def test_what_was_written_is_read_in_order(tmp_path: Path) -> None:
+    """Bit for bit, over several files, whatever pieces it came in."""
+    expected = make_examples(1_000)
+    written = write(tmp_path / "examples", expected)
+
+    assert len(list((tmp_path / "examples").iterdir())) == 4
+    assert_same(list(written.in_order()), expected)
+
+
+@pytest.mark.usefixtures("small_files")
+def test_shuffled_reading_gives_every_example_once(tmp_path: Path) -> None:
+    """In full batches but the last, far from the order written, the same again from the same seed."""
+    expected = make_examples(1_000)
+    written = write(tmp_path / "examples", expected)
+
+    parts = list(written.shuffled(96, np.random.default_rng(1)))
+    order = np.concatenate([part.bins[:, 0] for part in parts])
+
+    assert [len(part) for part in parts] == [96] * 10 + [40]
+    assert sorted(order.tolist()) == list(range(1_000))
+    assert_same(parts, expected, order)
+    assert abs(np.corrcoef(order, np.arange(1_000))[0, 1]) < 0.9
+    # Each batch mixes rows from all over the data, not from one row group.
+    assert min(np.ptp(part.bins[:, 0].astype(int)) for part in parts) > 128
+    again = np.concatenate([part.bins[:, 0] for part in written.shuffled(96, np.random.default_rng(1))])
+    assert (again == order).all()
+
+
+@pytest.mark.parametrize(("slots", "raws"), [(0, 2), (3, 0)])
+def test_one_kind_of_input_may_be_missing(tmp_path: Path, slots: int, raws: int) -> None:
+    """A model of raw values alone, or of bins alone."""
+    examples = make_examples(50, max(slots, 1), max(raws, 1))
+    expected = Examples(examples.bins[:, :slots], examples.raw[:, :raws], examples.labels, examples.used)
+
+    assert_same(list(write(tmp_path / "examples", expected).in_order()), expected)
+
+
+def test_no_examples_is_an_empty_set(tmp_path: Path) -> None:
+    """Nothing was sampled: nothing is read."""
+    written = write(tmp_path / "examples", make_examples(0))
+
+    assert list(written.in_order()) == list(written.shuffled(8, np.random.default_rng(0))) == []
