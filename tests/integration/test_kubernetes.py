@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import copy
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+
+import service
+from service.generated.timelines.ranking.v1 import ranking_pb2 as pb
+
+BASE = Path(__file__).parents[2] / "deploy" / "kubernetes" / "base"
+
+
+def manifest(name: str) -> dict[str, Any]:
+    document: dict[str, Any] = yaml.safe_load((BASE / name).read_text())
+    return document
+
+
+def container(deployment: dict[str, Any]) -> dict[str, Any]:
+    (only,) = deployment["spec"]["template"]["spec"]["containers"]
+    found: dict[str, Any] = only
+    return found
+
+
+@pytest.mark.parametrize("version", ["1.31", "1.37"])
+@pytest.mark.parametrize("name", ["deployment.yaml", "service.yaml"])
+def test_manifests_are_what_kubernetes_takes(name: str, version: str) -> None:
+    """Against its own schemas, unknown keys refused."""
+    kubernetes_validate.validate(manifest(name), version, strict=True)
+
+
+def test_a_misspelt_key_would_be_seen() -> None:
+    """The check above is not blind to it."""
+    document = copy.deepcopy(manifest("deployment.yaml"))
+    container(document)["imagee"] = "x"
+
+    with pytest.raises(kubernetes_validate.ValidationError, match="imagee"):
+        kubernetes_validate.validate(document, "1.37", strict=True)
+
+
+def test_the_service_finds_the_pods() -> None:
+    """By their labels and by the names of their ports."""
+    deployment, headless = manifest("deployment.yaml"), manifest("service.yaml")
+    ports = {port["name"]: port["containerPort"] for port in container(deployment)["ports"]}
+
+    assert headless["spec"]["clusterIP"] == "None"
+    assert headless["spec"]["selector"].items() <= deployment["spec"]["template"]["metadata"]["labels"].items()
+    assert {port["targetPort"]: port["port"] for port in headless["spec"]["ports"]} == ports
+
+
+def test_probes_ask_the_grpc_port_for_what_the_server_reports() -> None:
+    """Readiness asks for the ranking service by the name it has in the API."""
+    deployment = container(manifest("deployment.yaml"))
+    (grpc_port,) = (port["containerPort"] for port in deployment["ports"] if port["name"] == "grpc")
+
+    probes = {name: deployment[f"{name}Probe"]["grpc"] for name in ("startup", "readiness", "liveness")}
+
+    assert {probe["port"] for probe in probes.values()} == {grpc_port}
+    assert probes["readiness"]["service"] == pb.DESCRIPTOR.services_by_name["TimelineRankingService"].full_name
+
+
+@pytest.mark.foreign
+def test_kustomize_renders_the_version_of_this_package() -> None:
+    """Both resources, with the image pinned to the package's own version."""
+    kubectl = shutil.which("kubectl")
+    if kubectl is None:
+        pytest.skip("kubectl is not installed")
+
+    done = subprocess.run([kubectl, "kustomize", BASE], capture_output=True, text=True, timeout=60, check=True)
+
+    rendered = {document["kind"]: document for document in yaml.safe_load_all(done.stdout)}
+    assert set(rendered) == {"Deployment", "Service"}
+    assert container(rendered["Deployment"])["image"] == f"timeline-ranker:{service.__version__}"
+    for document in rendered.values():
+        kubernetes_validate.validate(document, "1.37", strict=True)
