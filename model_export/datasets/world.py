@@ -14,22 +14,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_export.datasets.records import Impressions, create, write_day
-from model_export.datasets.world_features import author_columns, table, tweet_columns, viewer_columns
+from model_export.datasets.world_draws import Floats, Ints, stream
+from model_export.datasets.world_features import author_columns, table, viewer_columns
 from model_export.datasets.world_laws import LAWS, engagement
 from model_export.datasets.world_population import (
     DAY_MS,
     HOUR_MS,
     START_MS,
     WINDOW_DAYS,
-    Floats,
-    Ints,
     Tweets,
     World,
     create_world,
     draw_tweets,
-    stream,
 )
 from model_export.datasets.world_schema import SCHEMA
+from model_export.datasets.world_tweet_features import tweet_columns
 from service.schema import Group
 
 __all__ = ["LAWS", "SCHEMA", "Session", "generate", "sessions"]
@@ -114,10 +113,13 @@ def sessions(seed: int, candidates_min: int = 1, candidates_max: int = 5_000) ->
     day = WINDOW_DAYS
     world = create_world(seed, day + 1, _VIEWERS_MIN)
     tweets = draw_tweets(world, range(day - WINDOW_DAYS, day + 1))
-    for visit in _shuffled_visits(world, day):
-        candidates = _candidates(world, tweets, visit[None])
-        if candidates_min <= len(candidates.tweet) <= candidates_max:
-            yield _session(world, tweets, int(visit), candidates)
+    visits = _shuffled_visits(world, day)
+    for at in range(0, len(visits), 64):
+        candidates = _candidates(world, tweets, visits[at : at + 64])
+        for visit in visits[at : at + 64]:
+            rows = np.flatnonzero(candidates.visit == visit)
+            if candidates_min <= len(rows) <= candidates_max:
+                yield _session(world, tweets, int(visit), candidates.take(rows))
 
 
 @dataclass(frozen=True)

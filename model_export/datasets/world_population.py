@@ -6,16 +6,13 @@ drawn day by day from their own streams, so any day can be had without the days 
 
 from __future__ import annotations
 
-import zlib
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from model_export.datasets.world_draws import Floats, Ints, stream
 from model_export.datasets.world_schema import DEVICES, EMBEDDING_WIDTH, LANGUAGES, TOPICS
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 
 START_MS = 1_493_596_800_000  # day 0 begins: Monday, 1 May 2017, 00:00 UTC
 HOUR_MS = 3_600_000
@@ -163,11 +160,6 @@ class Tweets:
     reach_hours: Floats
     original_hours: Floats
     original_author: Ints
-
-
-def stream(seed: int, name: str, *keys: int) -> np.random.Generator:
-    """The generator of random numbers of one purpose, independent of every other one."""
-    return np.random.default_rng([seed, zlib.crc32(name.encode()), *keys])
 
 
 def create_world(seed: int, days: int, viewers: int) -> World:
