@@ -1,0 +1,135 @@
+"""The settings of `serve`: each a flag, and an environment variable of the same name.
+
+A flag wins over the environment, the environment over the default. A bad value refuses to start.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from service.cpus import cpus
+from service.limits import Limits
+
+ENVIRONMENT_PREFIX = "TIMELINE_RANKER_"
+DEFAULT_BUNDLE = Path(__file__).with_name("default_bundle")
+
+
+class ConfigError(ValueError):
+    """A setting is no good; the text names it and its value."""
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """The settings of one server.
+
+    Attributes:
+        bundle: Directory of the model to serve.
+        policy: TOML file with the timeline policy; None: the defaults.
+        host: Address to listen on.
+        grpc_port: 0: any free one.
+        metrics_port: 0: any free one.
+        threads: Calls worked on at a time; further ones wait.
+        intra_op_threads: Threads that one run of the model may use.
+        drain_ms: How long the server goes on, not serving by its own word, before it stops taking calls: callers
+            need that long to notice.
+        grace_ms: How long calls under way may then take to end.
+        limits: What a request may ask for.
+    """
+
+    bundle: Path
+    policy: Path | None
+    host: str
+    grpc_port: int
+    metrics_port: int
+    threads: int
+    intra_op_threads: int
+    drain_ms: int
+    grace_ms: int
+    limits: Limits
+
+    def __post_init__(self) -> None:
+        for name, low, high in (
+            ("grpc_port", 0, 65_535),
+            ("metrics_port", 0, 65_535),
+            ("threads", 1, 1_024),
+            ("intra_op_threads", 1, 256),
+            ("drain_ms", 0, 3_600_000),
+            ("grace_ms", 0, 3_600_000),
+        ):
+            if not low <= getattr(self, name) <= high:
+                raise ConfigError(f"{name} {getattr(self, name)} is not between {low} and {high}")
+        if self.grpc_port == self.metrics_port != 0:
+            raise ConfigError(f"grpc_port and metrics_port are both {self.grpc_port}")
+        # A call that comes without a deadline in the last moment before the stop must have the time promised to it.
+        if self.grace_ms < self.limits.default_deadline_ms:
+            raise ConfigError(
+                f"grace_ms {self.grace_ms} is shorter than default_deadline_ms {self.limits.default_deadline_ms}"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class _Flag:
+    name: str
+    parse: Callable[[str], Any]
+    default: Any
+    help: str
+
+
+_LIMIT_HELP = {
+    "rows_max": "candidate Tweets in a request",
+    "authors_max": "authors in a request",
+    "columns_max": "columns in a table, a vector counted by its width",
+    "vocabulary_max": "categories in a categorical column",
+    "string_bytes_max": "bytes of any string in a request",
+    "message_bytes_max": "bytes of a request",
+    "streams_max": "calls at a time on one connection",
+    "default_deadline_ms": "milliseconds for a call that comes without a deadline",
+}
+
+
+def _flags() -> tuple[_Flag, ...]:
+    available = cpus()
+    return (
+        _Flag("bundle", Path, DEFAULT_BUNDLE, "directory of the model to serve; the embedded one by default"),
+        _Flag("policy", Path, None, "TOML file with the timeline policy"),
+        _Flag("host", str, "0.0.0.0", "address to listen on"),  # noqa: S104 - a server in a container must
+        _Flag("grpc_port", int, 8001, "0: any free one"),
+        _Flag("metrics_port", int, 8002, "0: any free one"),
+        _Flag("threads", int, 2 * available + 6, "calls worked on at a time"),
+        _Flag("intra_op_threads", int, available, "threads that one run of the model may use"),
+        _Flag("drain_ms", int, 5_000, "milliseconds between 'not serving' and the stop"),
+        _Flag("grace_ms", int, 10_000, "milliseconds for calls under way to end"),
+        *(_Flag(f.name, int, f.default, _LIMIT_HELP[f.name]) for f in fields(Limits)),
+    )
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the flags."""
+    for flag in _flags():
+        default = f"default {flag.default}" if flag.default not in (None, "") else "default: none"
+        parser.add_argument("--" + flag.name.replace("_", "-"), metavar="X", help=f"{flag.help} ({default})")
+
+
+def from_arguments(arguments: argparse.Namespace, environment: Mapping[str, str]) -> Config:
+    """The settings that flags and environment come to; raises ConfigError naming the bad one and its value."""
+    values: dict[str, Any] = {}
+    for flag in _flags():
+        name, text = "--" + flag.name.replace("_", "-"), getattr(arguments, flag.name)
+        if text is None:
+            name = ENVIRONMENT_PREFIX + flag.name.upper()
+            text = environment.get(name)
+        try:
+            values[flag.name] = flag.default if text is None else flag.parse(text)
+        except ValueError as error:
+            raise ConfigError(f"{name} is {text!r}, not a number") from error
+    limits = {f.name: values.pop(f.name) for f in fields(Limits)}
+    try:
+        return Config(**values, limits=Limits(**limits))
+    except ConfigError:
+        raise
+    except ValueError as error:  # from Limits
+        raise ConfigError(str(error)) from error

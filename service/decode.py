@@ -1,0 +1,283 @@
+"""From protobuf to arrays, and every check that does not depend on a model.
+
+What is wrong raises InvalidRequest with the path of the field. Repeated fields become arrays by one memcpy each
+(`np.asarray` of a repeated scalar, protobuf's upb); nothing here walks rows in Python.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+from google.protobuf.message import DecodeError, Message
+from numpy.typing import NDArray
+
+from service.errors import InvalidRequest
+from service.generated.timelines.ranking.v1 import ranking_pb2 as pb
+from service.limits import Limits
+
+Floats = NDArray[np.float32]
+Ints = NDArray[np.int64]
+M = TypeVar("M", bound=Message)
+
+
+class Sparse(NamedTuple):
+    """Scalars in coordinate form: `values[i]` stands at [rows[i], columns[i]], no place twice."""
+
+    rows: Ints
+    columns: NDArray[np.uint32]
+    values: Floats
+
+
+class Categorical(NamedTuple):
+    """A categorical column: `indices` [rows] into `vocabulary`; its size means absent."""
+
+    name: str
+    vocabulary: tuple[str, ...]
+    indices: NDArray[np.uint32]
+
+
+class Vector(NamedTuple):
+    """A vector column: `values` [rows, width]; a row is all NaN (absent) or has none."""
+
+    name: str
+    values: Floats
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A feature table in the caller's columns; all names are different.
+
+    Attributes:
+        rows: Number of rows; may be 0.
+        columns: Names of the scalar columns.
+        values: float32 [rows, columns], NaN = absent; or the same as Sparse.
+        categorical: Categorical columns.
+        vectors: Vector columns.
+    """
+
+    rows: int
+    columns: tuple[str, ...]
+    values: Floats | Sparse
+    categorical: tuple[Categorical, ...]
+    vectors: tuple[Vector, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """N Tweets by A authors.
+
+    Attributes:
+        tweet_ids: int64 [N], no two alike.
+        created_at_ms: int64 [N], Unix ms.
+        author_index: int64 [N], in [0, A).
+        viewer: 1 row.
+        authors: A rows.
+        tweets: N rows.
+    """
+
+    tweet_ids: Ints
+    created_at_ms: Ints
+    author_index: Ints
+    viewer: Table
+    authors: Table
+    tweets: Table
+
+    def __len__(self) -> int:
+        return len(self.tweet_ids)
+
+
+def parse(kind: type[M], body: bytes) -> M:
+    """The message in `body`."""
+    try:
+        return kind.FromString(body)
+    except DecodeError as error:
+        raise InvalidRequest("", f"the body is not a {kind.DESCRIPTOR.full_name}") from error
+
+
+def check_header(message: pb.RankTimelineRequest | pb.ScoreTweetsRequest, limits: Limits) -> None:
+    """Checks what every request to score something has beside its candidates."""
+    if message.viewer_id == 0:
+        raise InvalidRequest("viewer_id", "must not be 0")
+    _check_strings("request_id", (message.request_id,), limits)
+    check_model(message.model, limits)
+
+
+def check_model(model: str, limits: Limits) -> None:
+    """Whether such a model is served is another question."""
+    _check_strings("model", (model,), limits)
+
+
+def check_times(last_visit_ms: int, request_time_ms: int) -> None:
+    """Nobody's last visit lies after the request."""
+    if last_visit_ms > request_time_ms:
+        raise InvalidRequest("last_visit_ms", f"{last_visit_ms} is after the request's time, {request_time_ms}")
+
+
+def check_forced_arms(arms: Iterable[str]) -> None:
+    """No experiments run: whatever a request forces is unknown."""
+    for experiment in arms:
+        raise InvalidRequest("forced_arms", f"there is no experiment {experiment!r}")
+
+
+def decode_candidates(message: pb.Candidates, limits: Limits) -> Candidates:
+    """Checks and converts the candidates of a request."""
+    where = "candidates"
+    rows = len(message.tweet_ids)
+    authors = len(message.author_ids)
+    if rows > limits.rows_max:
+        raise InvalidRequest(f"{where}.tweet_ids", f"{rows} Tweets, more than {limits.rows_max}")
+    if authors > limits.authors_max:
+        raise InvalidRequest(f"{where}.author_ids", f"{authors} authors, more than {limits.authors_max}")
+    for name, count in (("created_at_ms", len(message.created_at_ms)), ("author_index", len(message.author_index))):
+        if count != rows:
+            raise InvalidRequest(f"{where}.{name}", f"{count} values for {rows} Tweets")
+
+    tweet_ids = np.asarray(message.tweet_ids, dtype=np.int64)
+    author_index = np.asarray(message.author_index, dtype=np.int64)
+    _check_distinct(f"{where}.tweet_ids", tweet_ids)
+    _check_distinct(f"{where}.author_ids", np.asarray(message.author_ids, dtype=np.int64))
+    if rows and (largest := int(author_index.max())) >= authors:
+        raise InvalidRequest(f"{where}.author_index", f"{largest} is out of range: there are {authors} authors")
+    return Candidates(
+        tweet_ids=tweet_ids,
+        created_at_ms=np.asarray(message.created_at_ms, dtype=np.int64),
+        author_index=author_index,
+        viewer=decode_table(message.viewer, 1, f"{where}.viewer", limits),
+        authors=decode_table(message.authors, authors, f"{where}.authors", limits),
+        tweets=decode_table(message.tweets, rows, f"{where}.tweets", limits),
+    )
+
+
+def decode_table(message: pb.FeatureTable, rows: int, where: str, limits: Limits) -> Table:
+    """Checks and converts one feature table of `rows` rows; `where` is its path in the request."""
+    columns = tuple(message.columns)
+    categorical = tuple(message.categorical)
+    vectors = tuple(message.vectors)
+    width = len(columns) + len(categorical) + sum(v.width for v in vectors)
+    if width > limits.columns_max:
+        raise InvalidRequest(where, f"{width} columns, more than {limits.columns_max}")
+    _check_names(where, columns, [c.name for c in categorical], [v.name for v in vectors], limits)
+    return Table(
+        rows=rows,
+        columns=columns,
+        values=_decode_scalars(message, rows, len(columns), where),
+        categorical=tuple(
+            _decode_categorical(column, rows, f"{where}.categorical[{i}]", limits)
+            for i, column in enumerate(categorical)
+        ),
+        vectors=tuple(_decode_vector(column, rows, f"{where}.vectors[{i}]") for i, column in enumerate(vectors)),
+    )
+
+
+def _decode_scalars(message: pb.FeatureTable, rows: int, columns: int, where: str) -> Floats | Sparse:
+    sparse = message.sparse_row_lengths or message.sparse_column_indices or message.sparse_values
+    if not sparse:
+        if len(message.values) != rows * columns:
+            raise InvalidRequest(f"{where}.values", f"{len(message.values)} values for {rows} rows x {columns} columns")
+        values = np.asarray(message.values, dtype=np.float32).reshape(rows, columns)
+        _check_no_infinity(f"{where}.values", values)
+        return values
+    if message.values:
+        raise InvalidRequest(f"{where}.values", "filled, and the sparse form as well")
+    return _decode_sparse(message, rows, columns, where)
+
+
+def _decode_sparse(message: pb.FeatureTable, rows: int, columns: int, where: str) -> Sparse:
+    lengths = np.asarray(message.sparse_row_lengths, dtype=np.int64)
+    column_indices = np.asarray(message.sparse_column_indices, dtype=np.uint32)
+    values = np.asarray(message.sparse_values, dtype=np.float32)
+    total = int(lengths.sum())
+    if len(lengths) != rows:
+        raise InvalidRequest(f"{where}.sparse_row_lengths", f"{len(lengths)} lengths for {rows} rows")
+    if len(column_indices) != total:
+        raise InvalidRequest(
+            f"{where}.sparse_column_indices", f"{len(column_indices)} indices, but the row lengths add up to {total}"
+        )
+    if len(values) != total:
+        raise InvalidRequest(f"{where}.sparse_values", f"{len(values)} values, but the row lengths add up to {total}")
+    if total and (largest := int(column_indices.max())) >= columns:
+        raise InvalidRequest(
+            f"{where}.sparse_column_indices", f"{largest} is out of range: there are {columns} columns"
+        )
+    _check_no_infinity(f"{where}.sparse_values", values)
+    row_indices = np.repeat(np.arange(rows), lengths)
+    filled = np.zeros(rows * columns, np.bool_)
+    filled[row_indices * columns + column_indices] = True
+    if np.count_nonzero(filled) != total:
+        raise InvalidRequest(f"{where}.sparse_column_indices", "a column twice in one row")
+    return Sparse(row_indices, column_indices, values)
+
+
+def _decode_categorical(message: pb.CategoricalColumn, rows: int, where: str, limits: Limits) -> Categorical:
+    size = len(message.vocabulary)
+    if size > limits.vocabulary_max:
+        raise InvalidRequest(f"{where}.vocabulary", f"{size} categories, more than {limits.vocabulary_max}")
+    vocabulary = tuple(message.vocabulary)
+    _check_strings(f"{where}.vocabulary", vocabulary, limits)
+    if len(set(vocabulary)) != size:
+        raise InvalidRequest(f"{where}.vocabulary", f"{_first_repeated(vocabulary)!r} twice")
+    if len(message.indices) != rows:
+        raise InvalidRequest(f"{where}.indices", f"{len(message.indices)} indices for {rows} rows")
+    indices = np.asarray(message.indices, dtype=np.uint32)
+    if rows and (largest := int(indices.max())) > size:
+        raise InvalidRequest(f"{where}.indices", f"{largest} is out of range: there are {size} categories")
+    return Categorical(message.name, vocabulary, indices)
+
+
+def _decode_vector(message: pb.VectorColumn, rows: int, where: str) -> Vector:
+    width = message.width
+    if width == 0:
+        raise InvalidRequest(f"{where}.width", "must not be 0")
+    if len(message.values) != rows * width:
+        raise InvalidRequest(f"{where}.values", f"{len(message.values)} values for {rows} rows of width {width}")
+    values = np.asarray(message.values, dtype=np.float32).reshape(rows, width)
+    _check_no_infinity(f"{where}.values", values)
+    absent = np.isnan(values)
+    if (absent.any(axis=1) != absent.all(axis=1)).any():
+        raise InvalidRequest(f"{where}.values", "a row that is partly NaN: a vector is there as a whole or not at all")
+    return Vector(message.name, values)
+
+
+def _check_names(
+    where: str, columns: Sequence[str], categorical: Sequence[str], vectors: Sequence[str], limits: Limits
+) -> None:
+    _check_strings(f"{where}.columns", columns, limits)
+    _check_strings(f"{where}.categorical", categorical, limits)
+    _check_strings(f"{where}.vectors", vectors, limits)
+    if len({*columns, *categorical, *vectors}) == len(columns) + len(categorical) + len(vectors):
+        return
+    seen: set[str] = set()
+    for part, names in (("columns", columns), ("categorical", categorical), ("vectors", vectors)):
+        for name in names:
+            if name in seen:
+                raise InvalidRequest(f"{where}.{part}", f"{name!r} twice")
+            seen.add(name)
+
+
+def _check_strings(where: str, strings: Sequence[str], limits: Limits) -> None:
+    # UTF-8 takes at most 4 bytes a character: encode only where that could be too much.
+    if max(map(len, strings), default=0) * 4 <= limits.string_bytes_max:
+        return
+    for string in strings:
+        if (size := len(string.encode())) > limits.string_bytes_max:
+            raise InvalidRequest(where, f"a string of {size} bytes, longer than {limits.string_bytes_max}")
+
+
+def _check_distinct(where: str, ids: Ints) -> None:
+    ordered = np.sort(ids)
+    same = ordered[1:] == ordered[:-1]
+    if same.any():
+        raise InvalidRequest(where, f"{ordered[int(same.argmax())]} twice")
+
+
+def _check_no_infinity(where: str, values: Floats) -> None:
+    if np.isinf(values).any():
+        raise InvalidRequest(where, "an infinity; what is absent is NaN")
+
+
+def _first_repeated(strings: Sequence[str]) -> str:
+    seen: set[str] = set()
+    return next(s for s in strings if s in seen or seen.add(s))  # type: ignore[func-returns-value] # add gives None

@@ -1,0 +1,207 @@
+"""The request path, from the bytes of a request to the bytes of its answer.
+
+    1. decode    protobuf -> arrays, and the checks
+    2. admit     whether the caller still waits
+    3. assign    the model and policy that answer
+    4. align     the caller's columns -> the model's
+    5. score     one run of the model
+    6. combine   the heads -> one relevance
+    7. build     the timeline
+    8. encode    arrays -> protobuf
+
+Nothing here knows gRPC, looks at a clock of its own or keeps anything: what the world adds to a request comes in a
+`Call`, what an operator wants to see goes out in an `Answer`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from service import timeline as timeline_rules
+from service.align import Counts, Tables
+from service.decode import (
+    Floats,
+    check_forced_arms,
+    check_header,
+    check_model,
+    check_times,
+    decode_candidates,
+    parse,
+)
+from service.encode import Contributions, add_explanation, describe_response, rank_response, score_response
+from service.errors import DeadlinePassed, UnknownModel
+from service.generated.timelines.ranking.v1 import ranking_pb2 as pb
+from service.limits import Limits
+from service.model import Served
+from service.relevance import relevance
+from service.timeline import Rows
+
+STABLE = "stable"
+STAGES = ("decode", "queue", "align", "score", "combine", "build", "encode")
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What the world adds to a request.
+
+    Attributes:
+        now_ms: The server's time, Unix ms.
+        clock: Nanoseconds of a clock that never goes back.
+        arrived_ns: When the call arrived, by `clock`.
+        deadline_ns: When the caller stops waiting, by `clock`.
+        make_id: Makes an id for a request that has none.
+    """
+
+    now_ms: int
+    clock: Callable[[], int]
+    arrived_ns: int
+    deadline_ns: float
+    make_id: Callable[[], str]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A response, and what the metrics want to know about it.
+
+    Attributes:
+        body: The serialised response.
+        stages_ns: Nanoseconds by stage.
+        probabilities: float32 [N, heads], calibrated.
+        counts: How the request's columns fared.
+        decision: Of the ICYMI module; None where no timeline was asked for.
+    """
+
+    body: bytes
+    stages_ns: dict[str, int]
+    probabilities: Floats
+    counts: Counts
+    decision: pb.IcymiDecision.ValueType | None
+
+
+class _Stopwatch:
+    """Splits the time since a call's arrival into stages."""
+
+    def __init__(self, call: Call) -> None:
+        self._clock = call.clock
+        self._last_ns = call.arrived_ns
+        self.stages_ns: dict[str, int] = {}
+        self.lap("queue")
+
+    def lap(self, stage: str) -> None:
+        """Counts the time since the last lap as `stage`."""
+        now_ns = self._clock()
+        self.stages_ns[stage] = self.stages_ns.get(stage, 0) + now_ns - self._last_ns
+        self._last_ns = now_ns
+
+
+def rank_timeline(body: bytes, stable: Served, limits: Limits, call: Call) -> Answer:
+    """Answers a RankTimelineRequest.
+
+    Raises:
+        InvalidRequest, UnknownModel, DeadlinePassed: See service/errors.py.
+    """
+    watch = _Stopwatch(call)
+    request = parse(pb.RankTimelineRequest, body)
+    request_time_ms = request.request_time_ms or call.now_ms
+    check_header(request, limits)
+    check_times(request.last_visit_ms, request_time_ms)
+    check_forced_arms(request.forced_arms)
+    candidates = decode_candidates(request.candidates, limits)
+    watch.lap("decode")
+
+    served = assign(request.model, stable)
+    tables, counts = served.model.aligner.align(candidates)
+    watch.lap("align")
+
+    admit(call)
+    scores = served.model.score(tables)
+    watch.lap("score")
+
+    weights = served.policy.signed_weights
+    relevances = relevance(scores.probabilities, weights)
+    raw_relevances = relevance(scores.raw, weights)
+    watch.lap("combine")
+
+    timeline = timeline_rules.build(
+        candidates, relevances, raw_relevances, request.last_visit_ms, request_time_ms, served.policy
+    )
+    watch.lap("build")
+
+    if request.explain:
+        shown = np.concatenate((timeline.icymi, timeline.ranked))
+        contributions = explain(tables, shown, relevances, served)
+        watch.lap("score")
+    request_id = request.request_id or call.make_id()
+    response = rank_response(request_id, candidates, timeline, scores, counts, served, watch.stages_ns)
+    if request.explain:
+        add_explanation(response, shown, scores, timeline, contributions)
+    answer_body = response.SerializeToString()
+    watch.lap("encode")
+    return Answer(answer_body, watch.stages_ns, scores.probabilities, counts, timeline.decision)
+
+
+def score_tweets(body: bytes, stable: Served, limits: Limits, call: Call) -> Answer:
+    """Answers a ScoreTweetsRequest; raises as `rank_timeline` does."""
+    watch = _Stopwatch(call)
+    request = parse(pb.ScoreTweetsRequest, body)
+    check_header(request, limits)
+    candidates = decode_candidates(request.candidates, limits)
+    watch.lap("decode")
+
+    served = assign(request.model, stable)
+    tables, counts = served.model.aligner.align(candidates)
+    watch.lap("align")
+
+    admit(call)
+    scores = served.model.score(tables)
+    watch.lap("score")
+
+    relevances = relevance(scores.probabilities, served.policy.signed_weights)
+    watch.lap("combine")
+
+    request_id = request.request_id or call.make_id()
+    answer_body = score_response(request_id, candidates, scores, relevances, request.raw, served).SerializeToString()
+    watch.lap("encode")
+    return Answer(answer_body, watch.stages_ns, scores.probabilities, counts, None)
+
+
+def describe_model(body: bytes, stable: Served, limits: Limits, _: Call) -> bytes:
+    """Answers a DescribeModelRequest; raises InvalidRequest and UnknownModel."""
+    request = parse(pb.DescribeModelRequest, body)
+    check_model(request.model, limits)
+    return describe_response(assign(request.model, stable), limits).SerializeToString()
+
+
+# By the name of the method that each answers.
+METHODS: dict[str, Callable[[bytes, Served, Limits, Call], Answer | bytes]] = {
+    "RankTimeline": rank_timeline,
+    "ScoreTweets": score_tweets,
+    "DescribeModel": describe_model,
+}
+
+
+def assign(model: str, stable: Served) -> Served:
+    """What answers a request that asks for `model`: a label, a version, or nothing in particular."""
+    if model not in ("", STABLE, stable.model.version):
+        raise UnknownModel(f"no model {model!r} is served; there is {STABLE!r}, version {stable.model.version!r}")
+    return stable
+
+
+def admit(call: Call) -> None:
+    """Lets a call go on to the model if somebody still waits for the answer."""
+    if call.clock() >= call.deadline_ns:
+        raise DeadlinePassed("the deadline passed before the Tweets could be scored")
+
+
+def explain(tables: Tables, rows: Rows, relevances: Floats, served: Served) -> Contributions:
+    """What each group of features adds to the relevance of the Tweets in `rows`: scores them without that group."""
+    shown = tables.take(rows)
+    contributions = []
+    for group in ("viewer", "authors", "tweets"):
+        without = shown._replace(**{group: np.full_like(getattr(shown, group), np.nan)})
+        scores = served.model.score(without)
+        contributions.append(relevances[rows] - relevance(scores.probabilities, served.policy.signed_weights))
+    return Contributions(*contributions)

@@ -1,0 +1,142 @@
+"""One model in one onnxruntime session."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnxruntime
+
+from service.align import Tables
+from service.bundle import BundleError
+from service.decode import Floats
+from service.schema import Group, Schema
+
+OUTPUTS = ["probabilities", "raw_probabilities"]
+# The rows that a session is warmed up with: one, and sizes that a timeline has.
+WARM_UP_ROWS = (1, 100, 500, 1_500)
+_TABLES: tuple[tuple[str, Group], ...] = (("viewer", "viewer"), ("authors", "author"), ("tweets", "tweet"))
+# Name -> dtype and shape; "*" is a size known only when the graph runs.
+Signature = dict[str, tuple[str, list[int | str]]]
+_DTYPES = {"tensor(float)": "float32", "tensor(int64)": "int64"}
+
+
+class Scores(NamedTuple):
+    """What the model says of N Tweets, in the order of the schema's heads.
+
+    Attributes:
+        probabilities: float32 [N, heads], calibrated, in [0, 1].
+        raw: float32 [N, heads], before calibration.
+    """
+
+    probabilities: Floats
+    raw: Floats
+
+
+class Scorer:
+    """Scores tables. Shared by all threads: a session may run many calls at a time, and releases the GIL in each."""
+
+    def __init__(self, model: bytes, schema: Schema, stated: Mapping[str, Any], threads: int) -> None:
+        """Loads a model.
+
+        Args:
+            model: An ONNX file that service/onnx_file.py found sound.
+            schema: What it is for.
+            stated: Its `inputs` and `outputs` as the manifest has them.
+            threads: That a single run may use.
+
+        Raises:
+            BundleError: onnxruntime refuses the model, or its inputs and outputs are not the schema's or not those
+                stated.
+        """
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+        # Threads that spin after a run would burn the cores that other requests need.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.log_severity_level = 3  # errors: its warnings about unused constants mean nothing to an operator
+        try:
+            self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime raises a class of its own per kind of failure
+            raise BundleError([f"model.onnx: onnxruntime refuses it: {_first_line(error)}"]) from error
+        self._schema = schema
+        self._inputs = {i.name for i in self._session.get_inputs()}
+        self._check_signature(stated)
+
+    def score(self, tables: Tables) -> Scores:
+        """Scores N >= 1 Tweets."""
+        feeds = {name: array for name, array in zip(Tables._fields, tables, strict=True) if name in self._inputs}
+        return Scores(*self._session.run(OUTPUTS, feeds))
+
+    def warm_up(self) -> None:
+        """Runs the session on typical sizes, so that no caller pays for first allocations.
+
+        Raises:
+            BundleError: The model answers with something other than probabilities.
+        """
+        rng = np.random.default_rng(0)
+        layouts = self._schema.layouts
+        for rows in WARM_UP_ROWS:
+            sizes: dict[Group, int] = {"viewer": 1, "author": max(1, rows // 4), "tweet": rows}
+            tables = {}
+            for group, size in sizes.items():
+                shape = (size, layouts[group].width)
+                table = rng.integers(0, 2, shape).astype(np.float32)  # in range for any category
+                table[rng.random(shape) < 1 / 3] = np.nan
+                tables[group] = table
+            author_index = rng.integers(0, sizes["author"], rows)
+            scores = self.score(Tables(tables["viewer"], tables["author"], author_index, tables["tweet"]))
+            for name, values in zip(OUTPUTS, scores, strict=True):
+                if values.shape != (rows, len(self._schema.heads)):
+                    raise BundleError([f"model.onnx: {name} of {rows} Tweets have shape {values.shape}"])
+                if not ((values >= 0) & (values <= 1)).all():
+                    raise BundleError([f"model.onnx: {name} outside of [0, 1]"])
+
+    def _check_signature(self, stated: Mapping[str, Any]) -> None:
+        """Holds the graph's inputs and outputs against the schema, and the manifest's against the graph's."""
+        inputs: Signature = {name: ("float32", ["*", self._schema.layouts[group].width]) for name, group in _TABLES}
+        inputs["viewer"][1][0] = 1
+        inputs = {name: signature for name, signature in inputs.items() if signature[1][1]}
+        inputs["author_index"] = ("int64", ["*"])
+        outputs: Signature = {name: ("float32", ["*", len(self._schema.heads)]) for name in OUTPUTS}
+        faults = []
+        for side, wanted, values in (
+            ("inputs", inputs, self._session.get_inputs()),
+            ("outputs", outputs, self._session.get_outputs()),
+        ):
+            found = [_describe(value) for value in values]
+            signature = _signature(found)
+            if signature != wanted:
+                faults.append(f"model.onnx: {side} are {_show(signature)}, the schema wants {_show(wanted)}")
+            if _by_name(stated.get(side)) != _by_name(found):
+                faults.append(f"manifest.json: graph {side} are not those of model.onnx")
+        if faults:
+            raise BundleError(faults)
+
+
+def _describe(value: Any) -> dict[str, Any]:
+    """An input or output as the manifest describes it."""
+    return {"name": value.name, "dtype": _DTYPES.get(value.type, value.type), "shape": list(value.shape)}
+
+
+def _signature(descriptions: list[dict[str, Any]]) -> Signature:
+    """Without the names of the sizes that are known only when the graph runs."""
+    return {
+        d["name"]: (d["dtype"], [size if isinstance(size, int) else "*" for size in d["shape"]]) for d in descriptions
+    }
+
+
+def _by_name(descriptions: Any) -> Any:
+    try:
+        return sorted(descriptions, key=lambda d: str(d["name"]))
+    except (TypeError, KeyError):  # not even a list of descriptions
+        return None
+
+
+def _show(signature: Signature) -> str:
+    return ", ".join(f"{name} {dtype} {shape}" for name, (dtype, shape) in sorted(signature.items()))
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__

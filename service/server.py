@@ -1,0 +1,189 @@
+"""The gRPC server around the pipeline: threads, deadlines, statuses, start and stop."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import time
+import uuid
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import grpc
+from grpc_status import rpc_status
+from prometheus_client import start_http_server
+
+from service import errors, pipeline
+from service.config import Config
+from service.generated.timelines.ranking.v1 import ranking_pb2 as pb
+from service.health import Health
+from service.limits import Limits
+from service.metrics import MethodMetrics, Metrics
+from service.model import Served
+from service.pipeline import Answer, Call
+
+logger = logging.getLogger(__name__)
+
+SERVICE = pb.DESCRIPTOR.services_by_name["TimelineRankingService"]
+# Later than any real deadline: grpcio gives calls without one a time_remaining() of centuries.
+NO_DEADLINE_S = 10 * 365 * 86_400.0
+
+
+class Server:
+    """Serves one model. `start`, then `serve` a model, then `drain`."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._metrics = Metrics(SERVICE.full_name, [method.name for method in SERVICE.methods])
+        self._health = Health([SERVICE.full_name])
+        self._ranking = _RankingHandler(config.limits, self._metrics)
+        self._pool = ThreadPoolExecutor(config.threads, "rank")
+        limits = config.limits
+        self._grpc = grpc.server(
+            self._pool,
+            handlers=[self._ranking, *self._health.handlers()],
+            options=(
+                ("grpc.max_receive_message_length", limits.message_bytes_max),
+                ("grpc.max_send_message_length", -1),  # an answer is smaller than its request
+                ("grpc.max_concurrent_streams", limits.streams_max),
+                ("grpc.so_reuseport", 0),  # a second server on the port is a mistake, and shall fail
+            ),
+        )
+        self._ports = (0, 0)
+
+    @property
+    def grpc_address(self) -> str:
+        """HOST:PORT of gRPC, once started."""
+        return _address(self._config.host, self._ports[0])
+
+    @property
+    def metrics_address(self) -> str:
+        """HOST:PORT of the metrics, once started."""
+        return _address(self._config.host, self._ports[1])
+
+    def start(self) -> None:
+        """Binds both ports and answers: health says NOT_SERVING, the ranking service UNAVAILABLE.
+
+        Raises:
+            OSError: A port is taken.
+        """
+        host = self._config.host
+        wanted = _address(host, self._config.grpc_port)
+        try:
+            grpc_port = self._grpc.add_insecure_port(wanted)
+        except RuntimeError as error:
+            raise OSError(f"cannot listen on {wanted}") from error
+        self._http, self._http_thread = start_http_server(
+            self._config.metrics_port, host, registry=self._metrics.registry
+        )
+        self._ports = (grpc_port, self._http.server_port)
+        self._grpc.start()
+
+    def serve(self, served: Served) -> None:
+        """Answers with `served`, which is loaded and warm, from now on."""
+        self._metrics.serve(served.model)
+        self._metrics.loads["loaded"].inc()
+        self._ranking.stable = served
+        self._health.serving()
+
+    def drain(self, wait: Callable[[float], Any] = time.sleep) -> None:
+        """Stops the server without failing a call; `wait` takes seconds."""
+        # 1. Say so, and go on: callers and balancers need a while to notice.
+        self._health.leaving()
+        logger.info("draining for %d ms", self._config.drain_ms)
+        wait(self._config.drain_ms / 1e3)
+        # 2. Take no further calls; those under way have the grace period.
+        stopped = self._grpc.stop(self._config.grace_ms / 1e3)
+        stopped.wait()
+        # 3. What is still running now was cut off.
+        if cut_off := self._ranking.running:
+            logger.warning("%d calls were cut off after %d ms", cut_off, self._config.grace_ms)
+        # 4. Let go of threads and ports.
+        self._pool.shutdown(wait=False)
+        self._health.close()
+        self._http.shutdown()
+        self._http.server_close()
+        self._http_thread.join()
+
+
+class _Method(NamedTuple):
+    """One method of the ranking service: what answers it, and its metrics."""
+
+    run: Callable[[bytes, Served, Limits, Call], Answer | bytes]
+    metrics: MethodMetrics
+
+
+class _RankingHandler(grpc.GenericRpcHandler):
+    """Answers the ranking service's methods from bytes to bytes, so that a body that does not parse is ours to refuse.
+
+    Attributes:
+        stable: What answers; None until a model is loaded. Replaced as one reference, read once per call.
+    """
+
+    def __init__(self, limits: Limits, metrics: Metrics) -> None:
+        self.stable: Served | None = None
+        self._limits = limits
+        self._metrics = metrics
+        self._methods = {
+            f"/{SERVICE.full_name}/{name}": _Method(run, metrics.methods[name])
+            for name, run in pipeline.METHODS.items()
+        }
+        # Calls that a thread works on. Adding to and discarding from a set are single steps under the GIL.
+        self._running: set[grpc.ServicerContext] = set()
+
+    @property
+    def running(self) -> int:
+        """Calls that a thread works on right now."""
+        return len(self._running)
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any] | None:
+        """Called by grpcio as soon as a call's headers are there; the call itself may wait for a thread."""
+        method = self._methods.get(handler_call_details.method)
+        if method is None:
+            return None
+        return grpc.unary_unary_rpc_method_handler(functools.partial(self._answer, method, time.perf_counter_ns()))
+
+    def _answer(self, method: _Method, arrived_ns: int, body: bytes, context: grpc.ServicerContext) -> bytes:
+        self._running.add(context)
+        method.metrics.started.inc()
+        code = grpc.StatusCode.OK
+        try:
+            answer = self._run(method, arrived_ns, body, context)
+            if isinstance(answer, bytes):
+                return answer
+            self._metrics.observe(answer)
+            return answer.body
+        except Exception as error:
+            code = errors.status_code(error)
+            if code is grpc.StatusCode.INTERNAL:
+                logger.exception("a call failed")
+            context.abort_with_status(rpc_status.to_status(errors.status_proto(error)))
+        finally:
+            method.metrics.handled[code].inc()
+            method.metrics.seconds.observe((time.perf_counter_ns() - arrived_ns) / 1e9)
+            self._running.discard(context)
+
+    def _run(self, method: _Method, arrived_ns: int, body: bytes, context: grpc.ServicerContext) -> Answer | bytes:
+        stable = self.stable
+        if stable is None:
+            raise errors.NotServing("no model is loaded yet")
+        remaining_s = context.time_remaining()
+        if remaining_s is None or remaining_s > NO_DEADLINE_S:
+            remaining_s = self._limits.default_deadline_ms / 1e3
+        call = Call(
+            now_ms=time.time_ns() // 1_000_000,
+            clock=time.perf_counter_ns,
+            arrived_ns=arrived_ns,
+            deadline_ns=time.perf_counter_ns() + remaining_s * 1e9,
+            make_id=_make_id,
+        )
+        return method.run(body, stable, self._limits, call)
+
+
+def _make_id() -> str:
+    return uuid.uuid4().hex
+
+
+def _address(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

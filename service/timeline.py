@@ -1,0 +1,130 @@
+"""From scores to a timeline: the ICYMI module, the ranked section, the remainder.
+
+order      by score; ties: by relevance of the raw probabilities, then newer, then larger id
+gates      enough candidates, away for long enough, not the first visit; else no ICYMI module
+ICYMI      the first icymi_size of that order whose relevance reaches the floor, by score
+ranked     the next ranked_size of that order, newest first
+remainder  all that is left, newest first (ties by time: larger id)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.decode import Candidates, Floats
+from service.generated.timelines.ranking.v1 import ranking_pb2 as pb
+from service.policy import EffectivePolicy
+
+Rows = NDArray[np.intp]
+MS_PER_HOUR = 3_600_000
+
+
+@dataclass(frozen=True, slots=True)
+class Timeline:
+    """Where each of N candidates stands: every row number is in exactly one of the three sections.
+
+    Attributes:
+        icymi: Row numbers by score; empty unless `decision` is SHOWN.
+        ranked: Row numbers, newest first.
+        remainder: Row numbers, newest first.
+        decision: Whether the module is shown; if not, the first gate that failed.
+        scores: float32 [N], relevance x factor.
+        factors: float32 [N], what the policy multiplied the relevance by.
+    """
+
+    icymi: Rows
+    ranked: Rows
+    remainder: Rows
+    decision: pb.IcymiDecision.ValueType
+    scores: Floats
+    factors: Floats
+
+
+def build(
+    candidates: Candidates,
+    relevance: Floats,
+    raw_relevance: Floats,
+    last_visit_ms: int,
+    request_time_ms: int,
+    policy: EffectivePolicy,
+) -> Timeline:
+    """Arranges N >= 0 candidates.
+
+    Args:
+        candidates: What there is to show.
+        relevance: [N], from calibrated probabilities.
+        raw_relevance: [N], from raw ones; breaks ties.
+        last_visit_ms: 0 for a first visit, else not after `request_time_ms`.
+        request_time_ms: The moment that the timeline is for.
+        policy: Sizes, gates and factors.
+    """
+    factors = np.ones_like(relevance)
+    scores = relevance
+    order = _best_first(scores, raw_relevance, candidates)
+    if policy.policy.author_diversity:
+        factors = _diversity_factors(order, relevance, candidates, policy)
+        scores = relevance * factors
+        order = _best_first(scores, raw_relevance, candidates)
+
+    decision = _icymi_gate(len(candidates), last_visit_ms, request_time_ms, policy)
+    icymi = order[:0]
+    if decision == pb.ICYMI_DECISION_SHOWN:
+        reaches = relevance[order] >= policy.icymi_relevance_min
+        places = np.flatnonzero(reaches)[: policy.policy.icymi_size]
+        icymi = order[places]
+        order = np.delete(order, places)
+        if not len(icymi):
+            decision = pb.ICYMI_DECISION_BELOW_FLOOR
+    size = policy.policy.ranked_size
+    return Timeline(
+        icymi=icymi,
+        ranked=_newest_first(order[:size], candidates),
+        remainder=_newest_first(order[size:], candidates),
+        decision=decision,
+        scores=scores,
+        factors=factors,
+    )
+
+
+def _icymi_gate(
+    count: int, last_visit_ms: int, request_time_ms: int, policy: EffectivePolicy
+) -> pb.IcymiDecision.ValueType:
+    """The first gate that fails, before any Tweet is looked at. A first visit has no time away to speak of."""
+    if count < policy.policy.icymi_candidates_min:
+        return pb.ICYMI_DECISION_TOO_FEW_CANDIDATES
+    if last_visit_ms == 0:
+        return pb.ICYMI_DECISION_FIRST_VISIT
+    if request_time_ms - last_visit_ms < policy.policy.icymi_away_hours_min * MS_PER_HOUR:
+        return pb.ICYMI_DECISION_TOO_RECENT
+    return pb.ICYMI_DECISION_SHOWN
+
+
+def _best_first(scores: Floats, raw_relevance: Floats, candidates: Candidates) -> Rows:
+    order = np.argsort(-scores)
+    ordered = scores[order]
+    if (ordered[1:] == ordered[:-1]).any():  # seldom: the other keys cost as much again
+        return np.lexsort((candidates.tweet_ids, candidates.created_at_ms, raw_relevance, scores))[::-1]
+    return order
+
+
+def _newest_first(rows: Rows, candidates: Candidates) -> Rows:
+    return rows[np.lexsort((candidates.tweet_ids[rows], candidates.created_at_ms[rows]))[::-1]]
+
+
+def _diversity_factors(order: Rows, relevance: Floats, candidates: Candidates, policy: EffectivePolicy) -> Floats:
+    """(1 - floor) x decay^k + floor for the k-th best Tweet of an author, k from 0; float32 [N].
+
+    Where the relevance is not positive the factor is 1: it would push such a Tweet up.
+    """
+    authors = candidates.author_index[order]
+    by_author = np.argsort(authors, kind="stable")
+    grouped = authors[by_author]
+    starts = np.searchsorted(grouped, grouped)  # for each Tweet the place of its author's best
+    nth = np.empty_like(by_author)
+    nth[order[by_author]] = np.arange(len(order)) - starts
+    floor = policy.policy.author_diversity_floor
+    factors = (1 - floor) * policy.policy.author_diversity_decay**nth + floor
+    return np.where(relevance > 0, factors, 1.0).astype(np.float32)
