@@ -105,7 +105,7 @@ class LogFiles:
         """
         head = _LENGTH_AND_CRC.pack(len(payload), zlib.crc32(payload))
         record = b"".join((head, _CRC.pack(zlib.crc32(head)), payload))
-        if self._size and self._size + len(record) > self._file_bytes_max:
+        if self._size + len(record) > self._file_bytes_max:
             self.close()
         if self._fd is None:
             self._fd = _create_next(self._directory)
