@@ -15,14 +15,14 @@ import numpy as np
 
 from model_export import graph_first_layer as first_layer
 from model_export.graph_calibration import add_calibration
+from model_export.graph_thermometer import Precision, plan_thermometer
 from model_export.graph_writer import GraphWriter, signature, tensor_info
 from model_export.weights import Cross, Dense, GroupWeights, Knots, NetWeights, Towers
 from service.schema import GROUPS, Group, Schema
 
 __all__ = ["Precision", "build", "build_plain", "signature"]
 
-Precision = Literal["float32", "int8"]
-Form = Literal["float32", "int8", "plain"]
+Form = Precision | Literal["plain"]
 
 _INPUTS: dict[Group, tuple[str, str | int]] = {
     "viewer": ("viewer", 1),
@@ -105,21 +105,17 @@ def _add_group(
     """Adds `start` + what the group's features contribute: [rows of its table, K], or `start` where there are none."""
     if weights is None:
         return start
-    name = _INPUTS[group][0]
-    table, width = name, schema.layouts[group].width
+    table = first_layer.Table(graph, _INPUTS[group][0], schema.layouts[group].width)
+    if form != "plain":
+        start = first_layer.add_large_categoricals(graph, table, weights.categoricals, start)
+        thermometer = plan_thermometer(weights, form)
+        if thermometer is not None:
+            start = first_layer.add_thermometer(graph, table, thermometer, start)
+    elif weights.binned or weights.categoricals:
+        start = first_layer.add_plain_lookup(graph, table, weights, start)
     if weights.raws:
-        start = first_layer.add_raws(graph, f"{name}/raw", table, width, weights.raws, start)
-    if form == "plain":
-        if weights.binned or weights.categoricals:
-            start = first_layer.add_plain_lookup(graph, f"{name}/lookup", table, width, weights, start)
-        return start
-    start = first_layer.add_large_categoricals(graph, name, table, width, weights.categoricals, start)
-    features = first_layer.as_steps(weights)
-    if not features:
-        return start
-    blocks = first_layer.plan_blocks(features)
-    add_steps = first_layer.add_steps_int8 if form == "int8" else first_layer.add_steps_float
-    return add_steps(graph, f"{name}/steps", table, width, blocks, start)
+        start = first_layer.add_raws(graph, table, weights.raws, start)
+    return start
 
 
 def _add_net(graph: GraphWriter, weights: NetWeights, h: str) -> str:

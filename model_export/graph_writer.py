@@ -26,7 +26,7 @@ class GraphWriter:
         """Adds `array`, in its own dtype and shape, as a constant; returns `name`."""
         if name in self._initializers:
             raise ValueError(f"constant {name} twice")
-        self._initializers[name] = numpy_helper.from_array(np.ascontiguousarray(array), name)
+        self._initializers[name] = numpy_helper.from_array(np.asarray(array, order="C"), name)
         return name
 
     def node(self, operator: str, inputs: Sequence[str], name: str, domain: str = "", **attributes: Any) -> str:
