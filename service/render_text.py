@@ -119,7 +119,7 @@ def _facts(view: TimelineView) -> list[tuple[str, str]]:
         ("ICYMI", view.icymi),
         ("degradation", view.degradation),
         ("server ms", f"{total} = {stages}"),
-        ("round trip", f"{milliseconds_words(view.round_trip_us)} ms, connecting included"),
+        ("round trip", f"{milliseconds_words(view.round_trip_us)} ms"),
     ]
 
 

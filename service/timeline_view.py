@@ -85,7 +85,7 @@ class TimelineView:
         icymi, degradation: What the server decided, in words.
         features: Columns of all three tables that the model found, did not get, and does not know.
         stages_us: Stage -> microseconds in the server, in the order of the request path.
-        round_trip_us: From sending the bytes to having the answer's, connecting included.
+        round_trip_us: The whole call as the caller saw it.
     """
 
     request_id: str

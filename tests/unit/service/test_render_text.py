@@ -32,7 +32,7 @@ ICYMI        shown
 degradation  partial: only the newest candidates scored
 server ms    1.00 = decode 0.10 + queue 0.00 + align 0.02 + score 0.70 + combine
              0.03 + build 0.15
-round trip   2.35 ms, connecting included
+round trip   2.35 ms
 """
 
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
