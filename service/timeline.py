@@ -81,12 +81,17 @@ def build(
     size = policy.policy.ranked_size
     return Timeline(
         icymi=icymi,
-        ranked=_newest_first(order[:size], candidates),
-        remainder=_newest_first(order[size:], candidates),
+        ranked=newest_first(order[:size], candidates),
+        remainder=newest_first(order[size:], candidates),
         decision=decision,
         scores=scores,
         factors=factors,
     )
+
+
+def newest_first(rows: Rows, candidates: Candidates) -> Rows:
+    """The rows in the order of the ranked section and the remainder."""
+    return rows[np.lexsort((candidates.tweet_ids[rows], candidates.created_at_ms[rows]))[::-1]]
 
 
 def _icymi_gate(
@@ -108,10 +113,6 @@ def _best_first(scores: Floats, raw_relevance: Floats, candidates: Candidates) -
     if (ordered[1:] == ordered[:-1]).any():  # seldom: the other keys cost as much again
         return np.lexsort((candidates.tweet_ids, candidates.created_at_ms, raw_relevance, scores))[::-1]
     return order
-
-
-def _newest_first(rows: Rows, candidates: Candidates) -> Rows:
-    return rows[np.lexsort((candidates.tweet_ids[rows], candidates.created_at_ms[rows]))[::-1]]
 
 
 def _diversity_factors(order: Rows, relevance: Floats, candidates: Candidates, policy: EffectivePolicy) -> Floats:
