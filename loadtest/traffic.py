@@ -73,6 +73,11 @@ def requests(
     return [_request(schema, f"load-{seed}-{i}", n, authors, sample, rng) for i, n in enumerate(tweet_counts)]
 
 
+def standard_load(schema: Schema, tweets: int) -> list[pb.RankTimelineRequest]:
+    """The requests that costs are measured on: REQUESTS of the same size, always the same ones."""
+    return requests(schema, [tweets] * REQUESTS, seed=0)
+
+
 def mixed_counts(count: int, seed: int) -> list[int]:
     """Candidate counts of `count` timeline views, by CANDIDATES_MIX."""
     rng = np.random.default_rng(seed)

@@ -1,0 +1,201 @@
+"""What serving costs, against the floor: `python -m loadtest.bench --json PATH`.
+
+P1 (500 Tweets) and P2 (1,500) are ratios of CPU time per call:
+
+    (server per RankTimeline - session.run on the same inputs) / echo server per call of the same sizes
+
+Server, model and echo run in processes of their own pinned to one core, taking turns; the calls come one at a time from
+another core. Ratios are taken within a repetition, then the median over all, so that a change in the machine's speed
+touches both sides.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from itertools import cycle, islice
+from pathlib import Path
+from typing import NamedTuple
+
+import grpc
+import onnxruntime
+
+from loadtest import echo_server, traffic
+from loadtest.pinned import PinnedProcess
+from service.config import DEFAULT_BUNDLE
+from service.generated.timelines.ranking.v1 import ranking_pb2 as pb
+from service.generated.timelines.ranking.v1 import ranking_pb2_grpc
+
+TWEETS = {"P1": 500, "P2": 1_500}
+RANK_TIMELINE = "/timelines.ranking.v1.TimelineRankingService/RankTimeline"
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A figure with its spread over the repetitions; `value` is their median."""
+
+    value: float
+    min: float
+    max: float
+    unit: str
+
+    @staticmethod
+    def of(values: Sequence[float], unit: str) -> Measure:
+        """Summarises one value per repetition."""
+        return Measure(statistics.median(values), min(values), max(values), unit)
+
+
+class Costs(NamedTuple):
+    """Microseconds of CPU per call, of one repetition."""
+
+    server: float
+    session: float
+    echo: float
+
+
+class Load:
+    """The standard load of one size, and the processes that its calls cost."""
+
+    def __init__(self, tweets: int, bundle: Path, server: PinnedProcess, target: str, core: int) -> None:
+        self._server = server
+        self._stack = ExitStack()
+        channel = self._stack.enter_context(grpc.insecure_channel(target))
+        description = ranking_pb2_grpc.TimelineRankingServiceStub(channel).DescribeModel(pb.DescribeModelRequest())
+        self._requests = traffic.standard_load(traffic.schema_of(description), tweets)
+        self._bodies = [request.SerializeToString() for request in self._requests]
+        self._rank: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(RANK_TIMELINE)
+
+        answer_bytes = round(statistics.mean(len(self._rank(body)) for body in self._bodies))
+        self._echo = self._stack.enter_context(PinnedProcess(core, "-m", "loadtest.echo_server", str(answer_bytes)))
+        echo_channel = self._stack.enter_context(grpc.insecure_channel(f"127.0.0.1:{self._echo.read_line()}"))
+        self._echo_call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = echo_channel.unary_unary(echo_server.METHOD)
+        self._session = self._stack.enter_context(
+            PinnedProcess(core, "-m", "loadtest.session_floor", str(bundle), str(tweets))
+        )
+        self.measure(len(self._bodies))  # first calls cost more than later ones
+
+    def __enter__(self) -> Load:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def measure(self, calls: int) -> Costs:
+        """One repetition: each process in turn, with the same inputs equally often; every answer is checked."""
+        session_ns = int(self._session.ask(str(calls)))
+        echo_ns, _ = self._timed(self._echo, self._echo_call, calls)
+        server_ns, answers = self._timed(self._server, self._rank, calls)
+        for request, answer in zip(cycle(self._requests), answers, strict=False):
+            check_answer(request, pb.RankTimelineResponse.FromString(answer))
+        return Costs(*(ns / calls / 1_000 for ns in (server_ns, session_ns, echo_ns)))
+
+    def _timed(self, process: PinnedProcess, call: Callable[[bytes], bytes], calls: int) -> tuple[int, list[bytes]]:
+        """The nanoseconds of CPU that `calls` calls cost a process, and its answers."""
+        before_ns = process.cpu_ns()
+        answers = [call(body) for body in islice(cycle(self._bodies), calls)]
+        return process.cpu_ns() - before_ns, answers
+
+
+def check_answer(request: pb.RankTimelineRequest, response: pb.RankTimelineResponse) -> None:
+    """Raises ValueError unless the answer is a full ranking of exactly the request's Tweets."""
+    if response.degradation != pb.DEGRADATION_NONE:
+        raise ValueError(f"{request.request_id}: answered with {pb.Degradation.Name(response.degradation)}")
+    shown = [*response.icymi.tweet_ids, *response.ranked.tweet_ids, *response.remainder.tweet_ids]
+    if sorted(shown) != sorted(request.candidates.tweet_ids):
+        raise ValueError(f"{request.request_id}: the answer's Tweets are not the request's")
+
+
+def measures(name: str, costs: Sequence[Costs]) -> dict[str, Measure]:
+    """A ratio of section "numbers" and the microseconds behind it, from the costs of each repetition."""
+    overheads = [c.server - c.session for c in costs]
+    return {
+        name: Measure.of([overhead / c.echo for overhead, c in zip(overheads, costs, strict=True)], "ratio"),
+        f"{name}_us": Measure.of(overheads, "us"),
+        f"{name}_server_us": Measure.of([c.server for c in costs], "us"),
+        f"{name}_session_us": Measure.of([c.session for c in costs], "us"),
+        f"{name}_echo_us": Measure.of([c.echo for c in costs], "us"),
+    }
+
+
+def run(bundle: Path, repetitions: int, calls: int) -> dict[str, Measure]:
+    """Measures P1 and P2; raises OSError where there are not two cores to do it on."""
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) < 2:
+        raise OSError("the benchmark needs two cores: one for the server, one for who calls it")
+    core = cores[0]
+    with ExitStack() as stack:
+        stack.callback(os.sched_setaffinity, 0, cores)
+        os.sched_setaffinity(0, {cores[1]})
+        flags = ("--bundle", str(bundle), "--host", "127.0.0.1", "--grpc-port", "0", "--metrics-port", "0")
+        server = stack.enter_context(PinnedProcess(core, "-m", "service", "serve", *flags, "--drain-ms", "0"))
+        target = server.read_line().split()[1].removeprefix("grpc=")
+        loads = {
+            name: stack.enter_context(Load(tweets, bundle, server, target, core)) for name, tweets in TWEETS.items()
+        }
+        costs: dict[str, list[Costs]] = {name: [] for name in loads}
+        for repetition in range(repetitions):
+            print(f"repetition {repetition + 1} of {repetitions}", file=sys.stderr)
+            for name, load in loads.items():
+                costs[name].append(load.measure(calls))
+    return {key: measure for name in costs for key, measure in measures(name, costs[name]).items()}
+
+
+def machine() -> str:
+    """What the figures were measured on."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    model = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())
+    return (
+        f"{model}, {os.cpu_count()} cores, {platform.system()} {platform.release()}, "
+        f"Python {platform.python_version()}, onnxruntime {onnxruntime.__version__}"
+    )
+
+
+def commit() -> str:
+    """The commit that was measured, "-dirty" if files differ from it; "unknown" outside of a git checkout."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)  # noqa: S603 - fixed
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return done.stdout.strip()
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
+    return int(text)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measures, prints a table, writes the JSON."""
+    parser = argparse.ArgumentParser(prog="python -m loadtest.bench", description="What serving costs.")
+    parser.add_argument("--json", type=Path, metavar="PATH", required=True, help="where the figures go")
+    parser.add_argument("--bundle", type=Path, metavar="DIR", default=DEFAULT_BUNDLE, help="default: the embedded one")
+    parser.add_argument("--repetitions", type=_positive, default=9, metavar="N", help="default %(default)s")
+    parser.add_argument("--calls", type=_positive, default=320, metavar="N", help="per repetition; default %(default)s")
+    arguments = parser.parse_args(argv)
+
+    found = run(arguments.bundle, arguments.repetitions, arguments.calls)
+
+    document = {
+        "machine": machine(),
+        "commit": commit(),
+        "measures": {name: asdict(measure) for name, measure in found.items()},
+    }
+    arguments.json.write_text(json.dumps(document, indent=1) + "\n")
+    print(f"{document['machine']}, commit {document['commit']}\n\n{'':16}{'median':>10}{'min':>10}{'max':>10}")
+    for name, measure in found.items():
+        print(f"{name:16}{measure.value:10.2f}{measure.min:10.2f}{measure.max:10.2f}  {measure.unit}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
