@@ -15,7 +15,7 @@ import json
 import math
 import re
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
@@ -102,13 +102,27 @@ def read_policy(text: str) -> Policy:
         values = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise PolicyError(f"not TOML: {error}") from error
+    return override(Policy(), values)
+
+
+def override(policy: Policy, values: Mapping[str, Any]) -> Policy:
+    """`policy` with some of its values replaced, head weights one by one.
+
+    Args:
+        policy: What holds for all other values.
+        values: As a policy file would have them.
+
+    Raises:
+        PolicyError: Naming the value that is unknown or makes no sense.
+    """
     known = [f.name for f in fields(Policy)]
     for name in values:
         if name not in known:
-            raise PolicyError(f"{name} is not a policy value{_nearest(name, known)}")
-    if not isinstance(values.get("head_weights", {}), dict):
+            raise PolicyError(f"{name} is not a policy value{nearest(name, known)}")
+    head_weights = values.get("head_weights", {})
+    if not isinstance(head_weights, Mapping):
         raise PolicyError("head_weights must be a table of head = weight")
-    return Policy(**values)
+    return replace(policy, **{**values, "head_weights": {**policy.head_weights, **head_weights}})
 
 
 def effective(policy: Policy, schema: Schema, icymi_relevance_min: float) -> EffectivePolicy:
@@ -124,7 +138,7 @@ def effective(policy: Policy, schema: Schema, icymi_relevance_min: float) -> Eff
     """
     for head in policy.head_weights:
         if head not in schema.head_names:
-            raise PolicyError(f"head_weights.{head}: the model has no such head{_nearest(head, schema.head_names)}")
+            raise PolicyError(f"head_weights.{head}: the model has no such head{nearest(head, schema.head_names)}")
     weights = {h.name: float(policy.head_weights.get(h.name, h.weight)) for h in schema.heads}
     floor = icymi_relevance_min if policy.icymi_relevance_min is None else policy.icymi_relevance_min
     resolved = replace(policy, icymi_relevance_min=float(floor), head_weights=weights)
@@ -135,6 +149,13 @@ def effective(policy: Policy, schema: Schema, icymi_relevance_min: float) -> Eff
         toml=toml,
         version=hashlib.sha256(toml.encode()).hexdigest()[:12],
     )
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The end of a message about an unknown name: the known one it is probably meant to be, or all of them."""
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {near[0]}?" if near else f"; there are {', '.join(known)}"
 
 
 def _is_number(value: Any) -> bool:
@@ -155,11 +176,6 @@ _CHECKS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("author_diversity_decay", lambda v: _is_number(v) and 0 <= v <= 1, "a number between 0 and 1"),
     ("author_diversity_floor", lambda v: _is_number(v) and 0 <= v <= 1, "a number between 0 and 1"),
 )
-
-
-def _nearest(name: str, known: Any) -> str:
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {near[0]}?" if near else f"; there are {', '.join(known)}"
 
 
 def _to_toml(policy: Policy) -> str:
