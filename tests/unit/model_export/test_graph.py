@@ -336,6 +336,21 @@ class TestFirstLayer:
         assert run(model, tables, [0, 0])[1][:, 0].tolist() == pytest.approx([1 / (1 + math.exp(-1))] * 2)
 
 
+class TestRawProbabilities:
+    def test_rare_ones_keep_their_digits_and_order(self) -> None:
+        """Down to 1e-9: as good as float32 logits can be, and never falling where the logit rises."""
+        raw = Raw(np.array([0]), False, f32(20), f32(0), f32(20)[:, np.newaxis])
+        x = np.linspace(-20, 1, 20_000, dtype=np.float32)
+        model = build(
+            tweet_schema(Feature("x", "tweet", "continuous")), linear_net(tweet=GroupWeights((), (), (raw,))), [RISING]
+        )
+
+        found = run(model, {"tweet": x[:, np.newaxis]}, np.zeros(len(x)))[1][:, 0]
+
+        assert np.all(np.diff(found) >= 0)
+        np.testing.assert_allclose(found, 1 / (1 + np.exp(-x.astype(np.float64))), rtol=4e-6)
+
+
 class TestInt8:
     @settings(max_examples=40, deadline=None)
     @given(nets)
