@@ -143,16 +143,46 @@ def write_bundle(directory: Path, model: bytes, stated: Mapping[str, Any], golde
     if faults := _key_faults(manifest):
         raise BundleError(faults)
     text = json.dumps(manifest, indent=1, sort_keys=True, allow_nan=False)
+    _place(directory, {MODEL_FILE: model, GOLDEN_FILE: golden, MANIFEST_FILE: text.encode()})
 
+
+def copy_bundle(source: Path, directory: Path) -> None:
+    """Copies a bundle byte for byte; the copy appears whole or not at all.
+
+    Args:
+        source: A bundle.
+        directory: Where the copy shall stand; must not exist (or be empty), its parent must.
+
+    Raises:
+        BundleError: What was read is not to be served.
+        OSError: `directory` holds something already, or the disk refuses.
+    """
+    faults: list[str] = []
+    contents = _read_files(source, faults)
+    if faults:
+        raise BundleError(faults)
+    _place(directory, contents)
+
+
+def sync_directory(directory: Path) -> None:
+    """Makes renames and new entries of a directory survive a crash."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _place(directory: Path, contents: Mapping[str, bytes]) -> None:
     partial = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
     try:
-        for name, content in ((MODEL_FILE, model), (GOLDEN_FILE, golden), (MANIFEST_FILE, text.encode())):
+        for name, content in contents.items():
             _write_durably(partial / name, content)
         read_bundle(partial)
         partial.chmod(0o755)
-        _sync(partial)
+        sync_directory(partial)
         partial.rename(directory)
-        _sync(directory.parent)
+        sync_directory(directory.parent)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
@@ -262,12 +292,3 @@ def _write_durably(path: Path, content: bytes) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _sync(directory: Path) -> None:
-    """Makes renames and new entries of a directory survive a crash."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

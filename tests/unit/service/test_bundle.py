@@ -67,6 +67,25 @@ def test_leaves_nothing_beside_the_bundle(own_bundle: Path) -> None:
     assert own_bundle.stat().st_mode & 0o777 == 0o755
 
 
+def test_copies_byte_for_byte(toy_bundle: Path, tmp_path: Path) -> None:
+    """A copy has the files of the original, and is a bundle."""
+    bundle.copy_bundle(toy_bundle, tmp_path / "copy")
+
+    for path in toy_bundle.iterdir():
+        assert (tmp_path / "copy" / path.name).read_bytes() == path.read_bytes()
+    assert read_bundle(tmp_path / "copy") == read_bundle(toy_bundle)
+
+
+def test_copies_nothing_unsound(own_bundle: Path) -> None:
+    """Of a bundle with a fault no copy comes to be, and nothing is left where it would have stood."""
+    (own_bundle / "golden.binpb").write_bytes(b"")
+
+    with pytest.raises(BundleError, match=r"golden\.binpb: has 0 bytes"):
+        bundle.copy_bundle(own_bundle, own_bundle.parent / "copy")
+
+    assert [p.name for p in own_bundle.parent.iterdir()] == [own_bundle.name]
+
+
 def test_does_not_overwrite(own_bundle: Path) -> None:
     """A bundle that stands is never replaced, and the attempt leaves nothing behind."""
     before = (own_bundle / "manifest.json").read_bytes()
