@@ -12,6 +12,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "serve": ("service.serve", "serve a model over gRPC"),
     "rank": ("service.rank", "send a request from JSON, print the timeline"),
     "verify": ("service.verify", "say whether a bundle may be served"),
+    "publish": ("service.publish", "put a bundle into a model repository"),
+    "promote": ("service.promote", "let a published version serve under a label"),
+    "rollback": ("service.rollback", "have a label point to the version that served before"),
+    "status": ("service.status", "tell what a model repository holds, and what serves"),
 }
 
 
