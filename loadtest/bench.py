@@ -108,9 +108,7 @@ def check_answer(request: pb.RankTimelineRequest, response: pb.RankTimelineRespo
     """Raises ValueError unless the answer is a full ranking of exactly the request's Tweets."""
     if response.degradation != pb.DEGRADATION_NONE:
         raise ValueError(f"{request.request_id}: answered with {pb.Degradation.Name(response.degradation)}")
-    shown = [*response.icymi.tweet_ids, *response.ranked.tweet_ids, *response.remainder.tweet_ids]
-    if sorted(shown) != sorted(request.candidates.tweet_ids):
-        raise ValueError(f"{request.request_id}: the answer's Tweets are not the request's")
+    traffic.check_tweets(request, response)
 
 
 def measures(name: str, costs: Sequence[Costs]) -> dict[str, Measure]:

@@ -84,6 +84,13 @@ def mixed_counts(count: int, seed: int) -> list[int]:
     return [int(n) for n in rng.choice(list(CANDIDATES_MIX), size=count, p=list(CANDIDATES_MIX.values()))]
 
 
+def check_tweets(request: pb.RankTimelineRequest, response: pb.RankTimelineResponse) -> None:
+    """Raises ValueError unless the answer's sections hold exactly the request's Tweets, each once."""
+    shown = [*response.icymi.tweet_ids, *response.ranked.tweet_ids, *response.remainder.tweet_ids]
+    if sorted(shown) != sorted(request.candidates.tweet_ids):
+        raise ValueError(f"{request.request_id}: the answer's Tweets are not the request's")
+
+
 def _request(
     schema: Schema, request_id: str, tweets: int, authors: int, sample: Sample, rng: np.random.Generator
 ) -> pb.RankTimelineRequest:
