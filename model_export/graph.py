@@ -3,7 +3,11 @@
 Inputs `viewer` float32 [1, Fv], `authors` float32 [A, Fa], `author_index` int64 [N] and `tweets` float32 [N, Ft], in
 the columns of the schema's layouts, NaN = absent; a group without features has no input. `author_index` holds the
 author's row of each Tweet and is always there: it says how many Tweets there are. Outputs `probabilities` (calibrated)
-and `raw_probabilities`, float32 [N, H]. Any ONNX runtime can serve it: no custom operators, no external data.
+and `raw_probabilities`, float32 [N, H]. The int8 graph needs onnxruntime (one operator of its domain `com.microsoft`),
+the others any ONNX runtime; no custom operators, no external data.
+
+A Tweet's probabilities do not depend on its neighbours: in onnxruntime they are bit-equal in any batch, but for the
+last digit of a logarithm, which depends on how the batch fills vector registers (2e-6 of a probability).
 """
 
 from __future__ import annotations
