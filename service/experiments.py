@@ -31,6 +31,7 @@ from typing import Any
 
 from service.errors import InvalidRequest
 from service.policy import Policy, PolicyError, nearest, override
+from service.repository import STABLE
 from service.stable_hash import uniform
 
 # Every combination of arms has a policy of its own in memory and is checked when a model is loaded.
@@ -140,12 +141,14 @@ class Treatment:
     """What the arms of one viewer come to, one of each experiment.
 
     Attributes:
+        index: Its place among all treatments.
         arms: Experiment -> arm.
         model: Label of the model.
         exploration_epsilon: 0: no exploration.
         policy: The server's policy with all that the arms set.
     """
 
+    index: int
     arms: Mapping[str, str]
     model: str
     exploration_epsilon: float
@@ -153,38 +156,40 @@ class Treatment:
 
 
 class Experiments:
-    """The experiments of one server; none is fine."""
+    """The experiments of one server; none is fine.
 
-    def __init__(self, experiments: tuple[Experiment, ...], policy: Policy, stable_label: str) -> None:
+    Attributes:
+        policy: What holds where no arm says otherwise.
+        treatments: All that a viewer may get.
+    """
+
+    def __init__(self, experiments: tuple[Experiment, ...], policy: Policy) -> None:
         """Works out every combination of arms.
 
         Args:
             experiments: All that run.
             policy: What holds where no arm says otherwise.
-            stable_label: Label of the model that serves where no arm says otherwise.
 
         Raises:
             ExperimentsError: Two experiments have one name or salt, or set the same thing; or an arm sets what no
                 policy has.
         """
-        self._experiments = experiments
         _check_apart(experiments)
         if math.prod(len(e.arms) for e in experiments) > COMBINATIONS_MAX:
             raise ExperimentsError(f"the experiments' arms have more than {COMBINATIONS_MAX} combinations")
-        self._treatments = {
-            tuple(arm.name for arm in arms): _combine(experiments, arms, policy, stable_label)
-            for arms in itertools.product(*(e.arms for e in experiments))
+        combinations = tuple(itertools.product(*(e.arms for e in experiments)))
+        self.policy = policy
+        self.treatments = tuple(_combine(i, experiments, arms, policy) for i, arms in enumerate(combinations))
+        self._experiments = experiments
+        self._by_arms = {
+            tuple(arm.name for arm in arms): treatment
+            for arms, treatment in zip(combinations, self.treatments, strict=True)
         }
 
     @property
     def arms(self) -> Iterator[tuple[str, str]]:
         """All pairs of experiment and arm."""
         return ((e.name, arm.name) for e in self._experiments for arm in e.arms)
-
-    @property
-    def treatments(self) -> tuple[Treatment, ...]:
-        """All that a viewer may get."""
-        return tuple(self._treatments.values())
 
     def assign(self, viewer_id: int, forced_arms: Mapping[str, str]) -> Treatment:
         """What the viewer gets.
@@ -202,7 +207,7 @@ class Experiments:
             e.arm_named(forced_arms[e.name]) if e.name in forced_arms else e.arm_of(viewer_id)
             for e in self._experiments
         )
-        return self._treatments[tuple(arm.name for arm in chosen)]
+        return self._by_arms[tuple(arm.name for arm in chosen)]
 
     def _check_forced(self, forced_arms: Mapping[str, str]) -> None:
         names = [e.name for e in self._experiments]
@@ -270,10 +275,8 @@ def _check_apart(experiments: tuple[Experiment, ...]) -> None:
             raise ExperimentsError(f"experiments {one.name!r} and {other.name!r} both set {', '.join(sorted(both))}")
 
 
-def _combine(
-    experiments: tuple[Experiment, ...], arms: tuple[Arm, ...], policy: Policy, stable_label: str
-) -> Treatment:
-    model, exploration_epsilon = stable_label, 0.0
+def _combine(index: int, experiments: tuple[Experiment, ...], arms: tuple[Arm, ...], policy: Policy) -> Treatment:
+    model, exploration_epsilon = STABLE, 0.0
     for experiment, arm in zip(experiments, arms, strict=True):
         model = arm.model or model
         exploration_epsilon = arm.exploration_epsilon or exploration_epsilon
@@ -282,7 +285,7 @@ def _combine(
         except PolicyError as error:
             raise ExperimentsError(f"experiment {experiment.name!r}: arm {arm.name!r}: policy.{error}") from error
     names = {experiment.name: arm.name for experiment, arm in zip(experiments, arms, strict=True)}
-    return Treatment(names, model, exploration_epsilon, policy)
+    return Treatment(index, names, model, exploration_epsilon, policy)
 
 
 def _leaves(prefix: str, table: Mapping[str, Any]) -> Iterator[str]:

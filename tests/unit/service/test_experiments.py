@@ -38,7 +38,7 @@ def experiment(name: str, *shares: float, salt: str = "") -> Experiment:
 
 
 def experiments(*all_of_them: Experiment, policy: Policy | None = None) -> Experiments:
-    return Experiments(all_of_them, policy or Policy(), "stable")
+    return Experiments(all_of_them, policy or Policy())
 
 
 def chi_square(observed: np.ndarray, expected: np.ndarray) -> float:
@@ -62,7 +62,7 @@ def test_a_file_becomes_what_it_says() -> None:
 
 def test_arms_of_several_experiments_add_up() -> None:
     """A viewer gets the policy of the server with all that their arms set, and the one model that an arm names."""
-    running = Experiments(read_experiments(WHOLE), Policy(ranked_size=7, head_weights={"reply": 3.0}), "stable")
+    running = Experiments(read_experiments(WHOLE), Policy(ranked_size=7, head_weights={"reply": 3.0}))
     treated = running.assign(1, {"more_likes": "treatment", "explore": "on"})
     control = running.assign(1, {"more_likes": "control", "explore": "off"})
 
@@ -133,7 +133,7 @@ def test_a_bad_file_is_refused_with_what_is_wrong(change: tuple[str, str], fault
     """Each fault is named with experiment, arm, key and value; an unknown key with the one that was meant."""
     assert change[0] in WHOLE
     with pytest.raises(ExperimentsError) as refused:
-        Experiments(read_experiments(WHOLE.replace(*change, 1)), Policy(), "stable")
+        Experiments(read_experiments(WHOLE.replace(*change, 1)), Policy())
 
     assert fault in str(refused.value)
 
