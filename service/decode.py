@@ -14,6 +14,7 @@ import numpy as np
 from google.protobuf.message import DecodeError, Message
 from numpy.typing import NDArray
 
+from service.cache import Cache, string_weight
 from service.errors import InvalidRequest
 from service.generated.timelines.ranking.v1 import ranking_pb2 as pb
 from service.limits import Limits
@@ -21,6 +22,9 @@ from service.limits import Limits
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 M = TypeVar("M", bound=Message)
+
+# For each of the two memories of a Decoder: hundreds of ordinary headers.
+CACHE_BYTES_MAX = 4 << 20
 
 
 class Sparse(NamedTuple):
@@ -31,38 +35,43 @@ class Sparse(NamedTuple):
     values: Floats
 
 
+class Header(NamedTuple):
+    """The columns of a table; all names are different.
+
+    Attributes:
+        columns: Names of the scalar columns.
+        categorical: Names of the categorical columns.
+        vectors: Names and widths of the vector columns.
+    """
+
+    columns: tuple[str, ...]
+    categorical: tuple[str, ...]
+    vectors: tuple[tuple[str, int], ...]
+
+
 class Categorical(NamedTuple):
     """A categorical column: `indices` [rows] into `vocabulary`; its size means absent."""
 
-    name: str
     vocabulary: tuple[str, ...]
     indices: NDArray[np.uint32]
 
 
-class Vector(NamedTuple):
-    """A vector column: `values` [rows, width]; a row is all NaN (absent) or has none."""
-
-    name: str
-    values: Floats
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """A feature table in the caller's columns; all names are different.
+class Table(NamedTuple):
+    """A feature table in the caller's columns.
 
     Attributes:
         rows: Number of rows; may be 0.
-        columns: Names of the scalar columns.
-        values: float32 [rows, columns], NaN = absent; or the same as Sparse.
-        categorical: Categorical columns.
-        vectors: Vector columns.
+        header: Its columns.
+        values: float32 [rows, scalar columns], NaN = absent; or the same as Sparse.
+        categorical: The categorical columns, in the header's order.
+        vectors: The vector columns, in the header's order: float32 [rows, width], a row all NaN (absent) or without.
     """
 
     rows: int
-    columns: tuple[str, ...]
+    header: Header
     values: Floats | Sparse
     categorical: tuple[Categorical, ...]
-    vectors: tuple[Vector, ...]
+    vectors: tuple[Floats, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,54 +131,83 @@ def check_forced_arms(arms: Iterable[str]) -> None:
         raise InvalidRequest("forced_arms", f"there is no experiment {experiment!r}")
 
 
-def decode_candidates(message: pb.Candidates, limits: Limits) -> Candidates:
-    """Checks and converts the candidates of a request."""
-    where = "candidates"
-    rows = len(message.tweet_ids)
-    authors = len(message.author_ids)
-    if rows > limits.rows_max:
-        raise InvalidRequest(f"{where}.tweet_ids", f"{rows} Tweets, more than {limits.rows_max}")
-    if authors > limits.authors_max:
-        raise InvalidRequest(f"{where}.author_ids", f"{authors} authors, more than {limits.authors_max}")
-    for name, count in (("created_at_ms", len(message.created_at_ms)), ("author_index", len(message.author_index))):
-        if count != rows:
-            raise InvalidRequest(f"{where}.{name}", f"{count} values for {rows} Tweets")
+class Decoder:
+    """Checks and converts candidates. May be shared by threads.
 
-    tweet_ids = np.asarray(message.tweet_ids, dtype=np.int64)
-    author_index = np.asarray(message.author_index, dtype=np.int64)
-    _check_distinct(f"{where}.tweet_ids", tweet_ids)
-    _check_distinct(f"{where}.author_ids", np.asarray(message.author_ids, dtype=np.int64))
-    if rows and (largest := int(author_index.max())) >= authors:
-        raise InvalidRequest(f"{where}.author_index", f"{largest} is out of range: there are {authors} authors")
-    return Candidates(
-        tweet_ids=tweet_ids,
-        created_at_ms=np.asarray(message.created_at_ms, dtype=np.int64),
-        author_index=author_index,
-        viewer=decode_table(message.viewer, 1, f"{where}.viewer", limits),
-        authors=decode_table(message.authors, authors, f"{where}.authors", limits),
-        tweets=decode_table(message.tweets, rows, f"{where}.tweets", limits),
-    )
+    Remembers which headers and vocabularies it found good: callers send the same ones over and over.
 
+    Attributes:
+        limits: What a request may ask for.
+    """
 
-def decode_table(message: pb.FeatureTable, rows: int, where: str, limits: Limits) -> Table:
-    """Checks and converts one feature table of `rows` rows; `where` is its path in the request."""
-    columns = tuple(message.columns)
-    categorical = tuple(message.categorical)
-    vectors = tuple(message.vectors)
-    width = len(columns) + len(categorical) + sum(v.width for v in vectors)
-    if width > limits.columns_max:
-        raise InvalidRequest(where, f"{width} columns, more than {limits.columns_max}")
-    _check_names(where, columns, [c.name for c in categorical], [v.name for v in vectors], limits)
-    return Table(
-        rows=rows,
-        columns=columns,
-        values=_decode_scalars(message, rows, len(columns), where),
-        categorical=tuple(
-            _decode_categorical(column, rows, f"{where}.categorical[{i}]", limits)
-            for i, column in enumerate(categorical)
-        ),
-        vectors=tuple(_decode_vector(column, rows, f"{where}.vectors[{i}]") for i, column in enumerate(vectors)),
-    )
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self._headers: Cache[Header, Header] = Cache(CACHE_BYTES_MAX)
+        self._vocabularies: Cache[tuple[str, ...], tuple[str, ...]] = Cache(CACHE_BYTES_MAX)
+
+    def candidates(self, message: pb.Candidates) -> Candidates:
+        """The candidates of a request."""
+        limits = self.limits
+        rows = len(message.tweet_ids)
+        authors = len(message.author_ids)
+        if rows > limits.rows_max:
+            raise InvalidRequest("candidates.tweet_ids", f"{rows} Tweets, more than {limits.rows_max}")
+        if authors > limits.authors_max:
+            raise InvalidRequest("candidates.author_ids", f"{authors} authors, more than {limits.authors_max}")
+        for name in ("created_at_ms", "author_index"):
+            if len(getattr(message, name)) != rows:
+                raise InvalidRequest(f"candidates.{name}", f"{len(getattr(message, name))} values for {rows} Tweets")
+
+        tweet_ids = np.asarray(message.tweet_ids, dtype=np.int64)
+        author_index = np.asarray(message.author_index, dtype=np.int64)
+        _check_distinct("candidates.tweet_ids", tweet_ids)
+        _check_distinct("candidates.author_ids", np.asarray(message.author_ids, dtype=np.int64))
+        if rows and (largest := author_index.max()) >= authors:
+            raise InvalidRequest("candidates.author_index", f"{largest} is out of range: there are {authors} authors")
+        return Candidates(
+            tweet_ids=tweet_ids,
+            created_at_ms=np.asarray(message.created_at_ms, dtype=np.int64),
+            author_index=author_index,
+            viewer=self.table(message.viewer, 1, "candidates.viewer"),
+            authors=self.table(message.authors, authors, "candidates.authors"),
+            tweets=self.table(message.tweets, rows, "candidates.tweets"),
+        )
+
+    def table(self, message: pb.FeatureTable, rows: int, where: str) -> Table:
+        """A feature table of `rows` rows; `where` is its path in the request."""
+        categorical = tuple(message.categorical)
+        vectors = tuple(message.vectors)
+        header = Header(
+            tuple(message.columns), tuple([c.name for c in categorical]), tuple([(v.name, v.width) for v in vectors])
+        )
+        known = self._headers.get(header)
+        if known is None:
+            _check_names(where, header, self.limits)
+            self._headers.put(header, header, string_weight(_names(header)))
+            known = header
+        return Table(
+            rows=rows,
+            header=known,  # the same object each time: whoever looks it up again finds it at once
+            values=_decode_scalars(message, rows, len(header.columns), where),
+            categorical=tuple(
+                [self._categorical(column, rows, f"{where}.categorical[{i}]") for i, column in enumerate(categorical)]
+            ),
+            vectors=tuple([_decode_vector(column, rows, f"{where}.vectors[{i}]") for i, column in enumerate(vectors)]),
+        )
+
+    def _categorical(self, message: pb.CategoricalColumn, rows: int, where: str) -> Categorical:
+        vocabulary = tuple(message.vocabulary)
+        known = self._vocabularies.get(vocabulary)
+        if known is None:
+            _check_vocabulary(where, vocabulary, self.limits)
+            self._vocabularies.put(vocabulary, vocabulary, string_weight(vocabulary))
+            known = vocabulary
+        if len(message.indices) != rows:
+            raise InvalidRequest(f"{where}.indices", f"{len(message.indices)} indices for {rows} rows")
+        indices = np.asarray(message.indices, dtype=np.uint32)
+        if rows and (largest := indices.max()) > len(known):
+            raise InvalidRequest(f"{where}.indices", f"{largest} is out of range: there are {len(known)} categories")
+        return Categorical(known, indices)
 
 
 def _decode_scalars(message: pb.FeatureTable, rows: int, columns: int, where: str) -> Floats | Sparse:
@@ -211,23 +249,7 @@ def _decode_sparse(message: pb.FeatureTable, rows: int, columns: int, where: str
     return Sparse(row_indices, column_indices, values)
 
 
-def _decode_categorical(message: pb.CategoricalColumn, rows: int, where: str, limits: Limits) -> Categorical:
-    size = len(message.vocabulary)
-    if size > limits.vocabulary_max:
-        raise InvalidRequest(f"{where}.vocabulary", f"{size} categories, more than {limits.vocabulary_max}")
-    vocabulary = tuple(message.vocabulary)
-    _check_strings(f"{where}.vocabulary", vocabulary, limits)
-    if len(set(vocabulary)) != size:
-        raise InvalidRequest(f"{where}.vocabulary", f"{_first_repeated(vocabulary)!r} twice")
-    if len(message.indices) != rows:
-        raise InvalidRequest(f"{where}.indices", f"{len(message.indices)} indices for {rows} rows")
-    indices = np.asarray(message.indices, dtype=np.uint32)
-    if rows and (largest := int(indices.max())) > size:
-        raise InvalidRequest(f"{where}.indices", f"{largest} is out of range: there are {size} categories")
-    return Categorical(message.name, vocabulary, indices)
-
-
-def _decode_vector(message: pb.VectorColumn, rows: int, where: str) -> Vector:
+def _decode_vector(message: pb.VectorColumn, rows: int, where: str) -> Floats:
     width = message.width
     if width == 0:
         raise InvalidRequest(f"{where}.width", "must not be 0")
@@ -236,31 +258,45 @@ def _decode_vector(message: pb.VectorColumn, rows: int, where: str) -> Vector:
     values = np.asarray(message.values, dtype=np.float32).reshape(rows, width)
     _check_no_infinity(f"{where}.values", values)
     absent = np.isnan(values)
-    if (absent.any(axis=1) != absent.all(axis=1)).any():
+    if (absent != absent[:, :1]).any():
         raise InvalidRequest(f"{where}.values", "a row that is partly NaN: a vector is there as a whole or not at all")
-    return Vector(message.name, values)
+    return values
 
 
-def _check_names(
-    where: str, columns: Sequence[str], categorical: Sequence[str], vectors: Sequence[str], limits: Limits
-) -> None:
-    _check_strings(f"{where}.columns", columns, limits)
-    _check_strings(f"{where}.categorical", categorical, limits)
-    _check_strings(f"{where}.vectors", vectors, limits)
-    if len({*columns, *categorical, *vectors}) == len(columns) + len(categorical) + len(vectors):
-        return
+def _names(header: Header) -> tuple[str, ...]:
+    return (*header.columns, *header.categorical, *(name for name, _ in header.vectors))
+
+
+def _check_names(where: str, header: Header, limits: Limits) -> None:
+    width = len(header.columns) + len(header.categorical) + sum(width for _, width in header.vectors)
+    if width > limits.columns_max:
+        raise InvalidRequest(where, f"{width} columns, more than {limits.columns_max}")
     seen: set[str] = set()
-    for part, names in (("columns", columns), ("categorical", categorical), ("vectors", vectors)):
-        for name in names:
-            if name in seen:
-                raise InvalidRequest(f"{where}.{part}", f"{name!r} twice")
-            seen.add(name)
+    for part, names in (
+        ("columns", header.columns),
+        ("categorical", header.categorical),
+        ("vectors", tuple(name for name, _ in header.vectors)),
+    ):
+        _check_strings(f"{where}.{part}", names, limits)
+        _check_new(f"{where}.{part}", names, seen)
+
+
+def _check_vocabulary(where: str, vocabulary: Sequence[str], limits: Limits) -> None:
+    if len(vocabulary) > limits.vocabulary_max:
+        raise InvalidRequest(f"{where}.vocabulary", f"{len(vocabulary)} categories, more than {limits.vocabulary_max}")
+    _check_strings(f"{where}.vocabulary", vocabulary, limits)
+    _check_new(f"{where}.vocabulary", vocabulary, set())
+
+
+def _check_new(where: str, strings: Sequence[str], seen: set[str]) -> None:
+    """No string is in `seen` already, nor twice among `strings`; adds them to `seen`."""
+    for string in strings:
+        if string in seen:
+            raise InvalidRequest(where, f"{string!r} twice")
+        seen.add(string)
 
 
 def _check_strings(where: str, strings: Sequence[str], limits: Limits) -> None:
-    # UTF-8 takes at most 4 bytes a character: encode only where that could be too much.
-    if max(map(len, strings), default=0) * 4 <= limits.string_bytes_max:
-        return
     for string in strings:
         if (size := len(string.encode())) > limits.string_bytes_max:
             raise InvalidRequest(where, f"a string of {size} bytes, longer than {limits.string_bytes_max}")
@@ -276,8 +312,3 @@ def _check_distinct(where: str, ids: Ints) -> None:
 def _check_no_infinity(where: str, values: Floats) -> None:
     if np.isinf(values).any():
         raise InvalidRequest(where, "an infinity; what is absent is NaN")
-
-
-def _first_repeated(strings: Sequence[str]) -> str:
-    seen: set[str] = set()
-    return next(s for s in strings if s in seen or seen.add(s))  # type: ignore[func-returns-value] # add gives None

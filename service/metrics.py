@@ -115,20 +115,30 @@ class ProbabilityHistogram(Collector):
 
     def __init__(self, heads: Sequence[str]) -> None:
         self._heads = heads
-        self._offsets = np.arange(len(heads), dtype=np.int32) * (self.EXPONENTS + 1)
+        self._bins = self.EXPONENTS + 1
+        # Where each head's bins begin, row after row: adding a row of heads to every row costs three times as much.
+        # Replaced by a longer one when a request has more Tweets than any before.
+        self._offsets: NDArray[np.int32] = np.empty(0, np.int32)
         # Guards the two arrays below; held for an addition of small arrays or a copy of them, never across a call out.
         self._lock = threading.Lock()
-        self._counts: NDArray[np.int64] = np.zeros(len(heads) * (self.EXPONENTS + 1), np.int64)
+        self._counts: NDArray[np.int64] = np.zeros(len(heads) * self._bins, np.int64)
         self._sums: NDArray[np.float64] = np.zeros(len(heads))
 
     def observe(self, probabilities: Floats) -> None:
-        """Counts float32 [N, heads] in [0, 1]."""
-        # A bucket has its upper end within: one step down from a power of two has the exponent below. The exponent of
-        # 1, just before, is 126 as it is stored.
-        exponents = (probabilities.view(np.int32) - 1) >> 23
-        bins = np.maximum(exponents - (126 - self.EXPONENTS), 0) + self._offsets
-        counts = np.bincount(bins.ravel(), minlength=len(self._counts))
-        sums = probabilities.sum(axis=0, dtype=np.float64)
+        """Counts float32 [N, heads] in [0, 1]; the sums are right to six digits."""
+        rows = len(probabilities)
+        offsets = self._offsets
+        if len(offsets) < probabilities.size:
+            offsets = np.tile(np.arange(len(self._heads), dtype=np.int32) * self._bins, rows)
+            self._offsets = offsets
+        # A bucket has its upper end within, so step one float down first: now 2^-k and all above 2^-(k+1) share an
+        # exponent. What is stored for it is 126 for the bucket that ends at 1.
+        bins = probabilities.ravel().view(np.int32) - 1
+        bins >>= 23
+        np.maximum(bins, 126 - self.EXPONENTS, out=bins)
+        bins += offsets[: len(bins)]
+        counts = np.bincount(bins - (126 - self.EXPONENTS), minlength=len(self._counts))
+        sums = np.ones(rows, np.float32) @ probabilities  # a fifth of what sum(axis=0) takes
         with self._lock:
             self._counts += counts
             self._sums += sums

@@ -9,7 +9,7 @@ import numpy as np
 
 from service.align import Aligner, Tables
 from service.bundle import Bundle, BundleError, read_bundle
-from service.decode import decode_candidates
+from service.decode import Decoder
 from service.errors import InvalidRequest
 from service.generated.timelines.ranking.v1 import golden_pb2
 from service.limits import Limits
@@ -86,16 +86,17 @@ def load_model(directory: Path, threads: int) -> Model:
 def golden_faults(model: Model, bundle: Bundle) -> list[str]:
     """Where the model's answers are not the golden ones, a line per case."""
     faults = []
+    decoder = Decoder(Limits())
     for i, case in enumerate(bundle.golden.cases):
-        fault = _case_fault(model, case)
+        fault = _case_fault(model, decoder, case)
         if fault:
             faults.append(f"golden.binpb: case {i}: {fault}")
     return faults
 
 
-def _case_fault(model: Model, case: golden_pb2.GoldenCase) -> str:
+def _case_fault(model: Model, decoder: Decoder, case: golden_pb2.GoldenCase) -> str:
     try:
-        candidates = decode_candidates(case.request.candidates, Limits())
+        candidates = decoder.candidates(case.request.candidates)
     except InvalidRequest as error:
         return f"the request is bad: {error}"
     if list(case.response.heads) != list(model.schema.head_names):

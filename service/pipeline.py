@@ -23,18 +23,17 @@ import numpy as np
 from service import timeline as timeline_rules
 from service.align import Counts, Tables
 from service.decode import (
+    Decoder,
     Floats,
     check_forced_arms,
     check_header,
     check_model,
     check_times,
-    decode_candidates,
     parse,
 )
 from service.encode import Contributions, add_explanation, describe_response, rank_response, score_response
 from service.errors import DeadlinePassed, UnknownModel
 from service.generated.timelines.ranking.v1 import ranking_pb2 as pb
-from service.limits import Limits
 from service.model import Served
 from service.relevance import relevance
 from service.timeline import Rows
@@ -97,7 +96,7 @@ class _Stopwatch:
         self._last_ns = now_ns
 
 
-def rank_timeline(body: bytes, stable: Served, limits: Limits, call: Call) -> Answer:
+def rank_timeline(body: bytes, stable: Served, decoder: Decoder, call: Call) -> Answer:
     """Answers a RankTimelineRequest.
 
     Raises:
@@ -106,10 +105,10 @@ def rank_timeline(body: bytes, stable: Served, limits: Limits, call: Call) -> An
     watch = _Stopwatch(call)
     request = parse(pb.RankTimelineRequest, body)
     request_time_ms = request.request_time_ms or call.now_ms
-    check_header(request, limits)
+    check_header(request, decoder.limits)
     check_times(request.last_visit_ms, request_time_ms)
     check_forced_arms(request.forced_arms)
-    candidates = decode_candidates(request.candidates, limits)
+    candidates = decoder.candidates(request.candidates)
     watch.lap("decode")
 
     served = assign(request.model, stable)
@@ -122,11 +121,15 @@ def rank_timeline(body: bytes, stable: Served, limits: Limits, call: Call) -> An
 
     weights = served.policy.signed_weights
     relevances = relevance(scores.probabilities, weights)
-    raw_relevances = relevance(scores.raw, weights)
     watch.lap("combine")
 
     timeline = timeline_rules.build(
-        candidates, relevances, raw_relevances, request.last_visit_ms, request_time_ms, served.policy
+        candidates,
+        relevances,
+        lambda: relevance(scores.raw, weights),
+        request.last_visit_ms,
+        request_time_ms,
+        served.policy,
     )
     watch.lap("build")
 
@@ -143,12 +146,12 @@ def rank_timeline(body: bytes, stable: Served, limits: Limits, call: Call) -> An
     return Answer(answer_body, watch.stages_ns, scores.probabilities, counts, timeline.decision)
 
 
-def score_tweets(body: bytes, stable: Served, limits: Limits, call: Call) -> Answer:
+def score_tweets(body: bytes, stable: Served, decoder: Decoder, call: Call) -> Answer:
     """Answers a ScoreTweetsRequest; raises as `rank_timeline` does."""
     watch = _Stopwatch(call)
     request = parse(pb.ScoreTweetsRequest, body)
-    check_header(request, limits)
-    candidates = decode_candidates(request.candidates, limits)
+    check_header(request, decoder.limits)
+    candidates = decoder.candidates(request.candidates)
     watch.lap("decode")
 
     served = assign(request.model, stable)
@@ -168,15 +171,15 @@ def score_tweets(body: bytes, stable: Served, limits: Limits, call: Call) -> Ans
     return Answer(answer_body, watch.stages_ns, scores.probabilities, counts, None)
 
 
-def describe_model(body: bytes, stable: Served, limits: Limits, _: Call) -> bytes:
+def describe_model(body: bytes, stable: Served, decoder: Decoder, _: Call) -> bytes:
     """Answers a DescribeModelRequest; raises InvalidRequest and UnknownModel."""
     request = parse(pb.DescribeModelRequest, body)
-    check_model(request.model, limits)
-    return describe_response(assign(request.model, stable), limits).SerializeToString()
+    check_model(request.model, decoder.limits)
+    return describe_response(assign(request.model, stable), decoder.limits).SerializeToString()
 
 
 # By the name of the method that each answers.
-METHODS: dict[str, Callable[[bytes, Served, Limits, Call], Answer | bytes]] = {
+METHODS: dict[str, Callable[[bytes, Served, Decoder, Call], Answer | bytes]] = {
     "RankTimeline": rank_timeline,
     "ScoreTweets": score_tweets,
     "DescribeModel": describe_model,

@@ -16,6 +16,7 @@ from prometheus_client import start_http_server
 
 from service import errors, pipeline
 from service.config import Config
+from service.decode import Decoder
 from service.generated.timelines.ranking.v1 import ranking_pb2 as pb
 from service.health import Health
 from service.limits import Limits
@@ -110,7 +111,7 @@ class Server:
 class _Method(NamedTuple):
     """One method of the ranking service: what answers it, and its metrics."""
 
-    run: Callable[[bytes, Served, Limits, Call], Answer | bytes]
+    run: Callable[[bytes, Served, Decoder, Call], Answer | bytes]
     metrics: MethodMetrics
 
 
@@ -123,7 +124,7 @@ class _RankingHandler(grpc.GenericRpcHandler):
 
     def __init__(self, limits: Limits, metrics: Metrics) -> None:
         self.stable: Served | None = None
-        self._limits = limits
+        self._decoder = Decoder(limits)
         self._metrics = metrics
         self._methods = {
             f"/{SERVICE.full_name}/{name}": _Method(run, metrics.methods[name])
@@ -170,7 +171,7 @@ class _RankingHandler(grpc.GenericRpcHandler):
             raise errors.NotServing("no model is loaded yet")
         remaining_s = context.time_remaining()
         if remaining_s is None or remaining_s > NO_DEADLINE_S:
-            remaining_s = self._limits.default_deadline_ms / 1e3
+            remaining_s = self._decoder.limits.default_deadline_ms / 1e3
         call = Call(
             now_ms=time.time_ns() // 1_000_000,
             clock=time.perf_counter_ns,
@@ -178,7 +179,7 @@ class _RankingHandler(grpc.GenericRpcHandler):
             deadline_ns=time.perf_counter_ns() + remaining_s * 1e9,
             make_id=_make_id,
         )
-        return method.run(body, stable, self._limits, call)
+        return method.run(body, stable, self._decoder, call)
 
 
 def _make_id() -> str:

@@ -9,7 +9,9 @@ remainder  all that is left, newest first (ties by time: larger id)
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,7 +48,7 @@ class Timeline:
 def build(
     candidates: Candidates,
     relevance: Floats,
-    raw_relevance: Floats,
+    raw_relevance: Callable[[], Floats],
     last_visit_ms: int,
     request_time_ms: int,
     policy: EffectivePolicy,
@@ -56,7 +58,7 @@ def build(
     Args:
         candidates: What there is to show.
         relevance: [N], from calibrated probabilities.
-        raw_relevance: [N], from raw ones; breaks ties.
+        raw_relevance: Gives [N], from raw ones; asked for only where there are ties to break.
         last_visit_ms: 0 for a first visit, else not after `request_time_ms`.
         request_time_ms: The moment that the timeline is for.
         policy: Sizes, gates and factors.
@@ -72,10 +74,10 @@ def build(
     decision = _icymi_gate(len(candidates), last_visit_ms, request_time_ms, policy)
     icymi = order[:0]
     if decision == pb.ICYMI_DECISION_SHOWN:
-        reaches = relevance[order] >= policy.icymi_relevance_min
-        places = np.flatnonzero(reaches)[: policy.policy.icymi_size]
-        icymi = order[places]
-        order = np.delete(order, places)
+        places = np.flatnonzero(relevance[order] >= policy.icymi_relevance_min)[: policy.policy.icymi_size]
+        others = np.ones(len(order), np.bool_)
+        others[places] = False
+        icymi, order = order[places], order[others]
         if not len(icymi):
             decision = pb.ICYMI_DECISION_BELOW_FLOOR
     size = policy.policy.ranked_size
@@ -91,7 +93,7 @@ def build(
 
 def newest_first(rows: Rows, candidates: Candidates) -> Rows:
     """The rows in the order of the ranked section and the remainder."""
-    return rows[np.lexsort((candidates.tweet_ids[rows], candidates.created_at_ms[rows]))[::-1]]
+    return rows[_largest_first(candidates.created_at_ms[rows], lambda: (candidates.tweet_ids[rows],))]
 
 
 def _icymi_gate(
@@ -107,11 +109,16 @@ def _icymi_gate(
     return pb.ICYMI_DECISION_SHOWN
 
 
-def _best_first(scores: Floats, raw_relevance: Floats, candidates: Candidates) -> Rows:
-    order = np.argsort(-scores)
-    ordered = scores[order]
-    if (ordered[1:] == ordered[:-1]).any():  # seldom: the other keys cost as much again
-        return np.lexsort((candidates.tweet_ids, candidates.created_at_ms, raw_relevance, scores))[::-1]
+def _best_first(scores: Floats, raw_relevance: Callable[[], Floats], candidates: Candidates) -> Rows:
+    return _largest_first(scores, lambda: (candidates.tweet_ids, candidates.created_at_ms, raw_relevance()))
+
+
+def _largest_first(values: NDArray[Any], tie_breakers: Callable[[], tuple[NDArray[Any], ...]]) -> Rows:
+    """Indices by value, the largest first; among equal ones by the tie breakers, of which the last counts most."""
+    order = np.argsort(values)[::-1]
+    ordered = values[order]
+    if (ordered[1:] == ordered[:-1]).any():  # seldom: sorting by all keys costs as much as all the rest
+        return np.lexsort((*tie_breakers(), values))[::-1]
     return order
 
 

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.decode import Candidates, Floats, Table
+from service.decode import Candidates, Floats, Header, Table
 from service.exploration import explore
 from service.generated.timelines.ranking.v1 import ranking_pb2 as pb
 from service.timeline import Timeline
 
-NO_COLUMNS = Table(0, (), np.empty((0, 0), np.float32), (), ())
+NO_COLUMNS = Table(0, Header((), (), ()), np.empty((0, 0), np.float32), (), ())
 
 
 def candidates(created_at_ms: list[int]) -> Candidates:
