@@ -13,9 +13,9 @@ import numpy as np
 
 from model_export.datasets.history import Ints
 from model_export.datasets.kuairand_features import FeatureSource
-from model_export.datasets.kuairand_folder import EPOCH, HEADS, DataError, Folder, epoch_day, read_folder
+from model_export.datasets.kuairand_folder import EPOCH, HEADS, Folder, epoch_day, read_folder
 from model_export.datasets.kuairand_tables import Column
-from model_export.datasets.records import Impressions, RecordSet, create, write_day
+from model_export.datasets.records import DataError, Impressions, RecordSet, create, write_day
 from service.schema import GROUPS, Schema
 
 

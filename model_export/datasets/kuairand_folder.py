@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from model_export.datasets.history import Ints
+from model_export.datasets.records import DataError
 from service.schema import Head
 
 Floats = NDArray[np.float64]
@@ -55,10 +56,6 @@ _VIDEO_COLUMNS = (
     "video_id", "author_id", "video_type", "upload_type", "video_duration", "server_width", "server_height",
     "music_id", "music_type", "tag",
 )  # fmt: skip
-
-
-class DataError(ValueError):
-    """The folder is not what the reader knows."""
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ Columns of a row:
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,10 @@ from numpy.typing import NDArray
 from service.schema import GROUPS, Feature, Group, GroupLayout, Schema
 
 ID_COLUMNS = ("viewer_id", "author_id", "tweet_id", "session", "time_ms")
+
+
+class DataError(ValueError):
+    """Data that is to be turned into the record form is not what its reader takes; the message says where."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +110,35 @@ def create(root: Path, schema: Schema) -> None:
 
 def write_day(root: Path, schema: Schema, day: int, impressions: Impressions) -> None:
     """Writes one day of a data set that `create` started; the file appears whole or not at all."""
+    with day_writer(root, schema, day) as write:
+        write(impressions)
+
+
+@contextmanager
+def day_writer(root: Path, schema: Schema, day: int) -> Iterator[Callable[[Impressions], None]]:
+    """Writes one day in parts, in order of time: what it gives takes the next part. At least one is needed.
+
+    The file appears whole, at the end, or not at all.
+    """
+    path = _day_path(root, day)
+    partial = path.with_suffix(".partial")
+    writer: pq.ParquetWriter | None = None
+
+    def write(impressions: Impressions) -> None:
+        nonlocal writer
+        table = _to_table(schema, impressions)
+        writer = writer or pq.ParquetWriter(partial, table.schema, compression="lz4")
+        writer.write_table(table, row_group_size=131_072)
+
+    try:
+        yield write
+    finally:
+        if writer is not None:
+            writer.close()
+    partial.rename(path)
+
+
+def _to_table(schema: Schema, impressions: Impressions) -> pa.Table:
     columns: dict[str, Any] = {name: impressions.ids[name] for name in ID_COLUMNS}
     for group in GROUPS:
         layout = schema.layouts[group]
@@ -115,10 +149,7 @@ def write_day(root: Path, schema: Schema, day: int, impressions: Impressions) ->
         for kind, values in (("true", impressions.true), ("reachable", impressions.reachable)):
             if values is not None:
                 columns[f"{kind}.{head}"] = np.ascontiguousarray(values[:, j])
-    path = _day_path(root, day)
-    partial = path.with_suffix(".partial")
-    pq.write_table(pa.table(columns), partial, compression="lz4", row_group_size=131_072)
-    partial.rename(path)
+    return pa.table(columns)
 
 
 def _day_path(root: Path, day: int) -> Path:

@@ -17,8 +17,7 @@ import pytest
 from numpy.typing import NDArray
 
 from model_export.datasets.kuairand import convert
-from model_export.datasets.kuairand_folder import DataError
-from model_export.datasets.records import Impressions, RecordSet
+from model_export.datasets.records import DataError, Impressions, RecordSet
 from service.schema import GROUPS
 from tests import kuairand
 
