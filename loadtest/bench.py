@@ -5,8 +5,8 @@ P1 (500 Tweets) and P2 (1,500) are ratios of CPU time per call:
     (server per RankTimeline - session.run on the same inputs) / echo server per call of the same sizes
 
 Server, model and echo run in processes of their own pinned to one core, taking turns; the calls come one at a time from
-another core. Ratios are taken within a repetition, then the median over all, so that a change in the machine's speed
-touches both sides.
+another core. A repetition sends each input once to each, a fraction of a second; ratios are taken within it, then the
+median over all, so that a slow moment of the machine touches both sides, and a burst of noise few repetitions.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from itertools import cycle, islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -80,7 +79,7 @@ class Load:
         self._session = self._stack.enter_context(
             PinnedProcess(core, "-m", "loadtest.session_floor", str(bundle), str(tweets))
         )
-        self.measure(len(self._bodies))  # first calls cost more than later ones
+        self.measure()  # first calls cost more than later ones
 
     def __enter__(self) -> Load:
         return self
@@ -88,19 +87,19 @@ class Load:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def measure(self, calls: int) -> Costs:
-        """One repetition: each process in turn, with the same inputs equally often; every answer is checked."""
-        session_ns = int(self._session.ask(str(calls)))
-        echo_ns, _ = self._timed(self._echo, self._echo_call, calls)
-        server_ns, answers = self._timed(self._server, self._rank, calls)
-        for request, answer in zip(cycle(self._requests), answers, strict=False):
+    def measure(self) -> Costs:
+        """One repetition: each process in turn gets every input once; every answer is checked."""
+        session_ns = int(self._session.ask(""))
+        echo_ns, _ = self._timed(self._echo, self._echo_call)
+        server_ns, answers = self._timed(self._server, self._rank)
+        for request, answer in zip(self._requests, answers, strict=True):
             check_answer(request, pb.RankTimelineResponse.FromString(answer))
-        return Costs(*(ns / calls / 1_000 for ns in (server_ns, session_ns, echo_ns)))
+        return Costs(*(ns / len(self._bodies) / 1_000 for ns in (server_ns, session_ns, echo_ns)))
 
-    def _timed(self, process: PinnedProcess, call: Callable[[bytes], bytes], calls: int) -> tuple[int, list[bytes]]:
-        """The nanoseconds of CPU that `calls` calls cost a process, and its answers."""
+    def _timed(self, process: PinnedProcess, call: Callable[[bytes], bytes]) -> tuple[int, list[bytes]]:
+        """The nanoseconds of CPU that a process spends on a call for each input, and its answers."""
         before_ns = process.cpu_ns()
-        answers = [call(body) for body in islice(cycle(self._bodies), calls)]
+        answers = [call(body) for body in self._bodies]
         return process.cpu_ns() - before_ns, answers
 
 
@@ -123,7 +122,7 @@ def measures(name: str, costs: Sequence[Costs]) -> dict[str, Measure]:
     }
 
 
-def run(bundle: Path, repetitions: int, calls: int) -> dict[str, Measure]:
+def run(bundle: Path, repetitions: int) -> dict[str, Measure]:
     """Measures P1 and P2; raises OSError where there are not two cores to do it on."""
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) < 2:
@@ -140,9 +139,10 @@ def run(bundle: Path, repetitions: int, calls: int) -> dict[str, Measure]:
         }
         costs: dict[str, list[Costs]] = {name: [] for name in loads}
         for repetition in range(repetitions):
-            print(f"repetition {repetition + 1} of {repetitions}", file=sys.stderr)
+            print(f"\rrepetition {repetition + 1} of {repetitions}", end="", file=sys.stderr, flush=True)
             for name, load in loads.items():
-                costs[name].append(load.measure(calls))
+                costs[name].append(load.measure())
+        print(file=sys.stderr)
     return {key: measure for name in costs for key, measure in measures(name, costs[name]).items()}
 
 
@@ -177,11 +177,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m loadtest.bench", description="What serving costs.")
     parser.add_argument("--json", type=Path, metavar="PATH", required=True, help="where the figures go")
     parser.add_argument("--bundle", type=Path, metavar="DIR", default=DEFAULT_BUNDLE, help="default: the embedded one")
-    parser.add_argument("--repetitions", type=_positive, default=9, metavar="N", help="default %(default)s")
-    parser.add_argument("--calls", type=_positive, default=320, metavar="N", help="per repetition; default %(default)s")
+    parser.add_argument("--repetitions", type=_positive, default=31, metavar="N", help="default %(default)s")
     arguments = parser.parse_args(argv)
 
-    found = run(arguments.bundle, arguments.repetitions, arguments.calls)
+    found = run(arguments.bundle, arguments.repetitions)
 
     document = {
         "machine": machine(),

@@ -15,9 +15,7 @@ def test_the_benchmark_writes_its_figures(toy_bundle: Path, tmp_path: Path) -> N
     figures = tmp_path / "bench.json"
     command = [sys.executable, "-m", "loadtest.bench", "--json", str(figures), "--bundle", str(toy_bundle)]
 
-    done = subprocess.run(
-        [*command, "--repetitions", "2", "--calls", "20"], capture_output=True, text=True, timeout=120, check=False
-    )
+    done = subprocess.run([*command, "--repetitions", "2"], capture_output=True, text=True, timeout=120, check=False)
 
     assert done.returncode == 0, done.stderr
     assert "repetition 2 of 2" in done.stderr
@@ -34,9 +32,9 @@ def test_the_benchmark_writes_its_figures(toy_bundle: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize("count", ["0", "-1", "many"])
 def test_counts_that_are_none_are_refused(count: str, tmp_path: Path) -> None:
     """A usage error, named."""
-    command = [sys.executable, "-m", "loadtest.bench", "--json", str(tmp_path / "b.json"), f"--calls={count}"]
+    command = [sys.executable, "-m", "loadtest.bench", "--json", str(tmp_path / "b.json"), f"--repetitions={count}"]
 
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
     assert done.returncode == 2
-    assert f"argument --calls: '{count}' is not a positive whole number" in done.stderr
+    assert f"argument --repetitions: '{count}' is not a positive whole number" in done.stderr
