@@ -1,0 +1,83 @@
+"""Settings: flag, then environment, then default; a bad one is named."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import pytest
+
+from service import config
+from service.config import Config, ConfigError
+from service.limits import Limits
+
+
+def read(*flags: str, **environment: str) -> Config:
+    parser = argparse.ArgumentParser(exit_on_error=False)
+    config.add_arguments(parser)
+    return config.from_arguments(parser.parse_args(flags), environment)
+
+
+def test_defaults() -> None:
+    """What nobody says: the embedded model, ports 8001 and 8002, the limits as documented."""
+    settings = read()
+
+    assert settings.bundle == config.DEFAULT_BUNDLE
+    assert (settings.grpc_port, settings.metrics_port) == (8001, 8002)
+    assert settings.limits == Limits(5_000, 5_000, 2_048, 10_000, 256, 32 << 20, 1_000, 1_000)
+
+
+def test_flag_beats_environment_beats_default() -> None:
+    """Every setting has both forms."""
+    environment = {"TIMELINE_RANKER_GRPC_PORT": "7", "TIMELINE_RANKER_BUNDLE": "/models/a"}
+
+    assert read(**environment).grpc_port == 7
+    assert read(**environment).bundle == Path("/models/a")
+    assert read("--grpc-port", "8", **environment).grpc_port == 8
+    assert read("--rows-max", "10").limits.rows_max == 10
+
+
+def test_other_variables_are_none_of_ours() -> None:
+    """Kubernetes sets TIMELINE_RANKER_PORT and its like for a Service of that name."""
+    assert read(TIMELINE_RANKER_PORT="tcp://10.0.0.1:8001", TIMELINE_RANKER_SERVICE_HOST="10.0.0.1") == read()
+
+
+@pytest.mark.parametrize(
+    ("flags", "environment", "message"),
+    [
+        (("--grpc-port", "x"), {}, "--grpc-port is 'x', not a number"),
+        ((), {"TIMELINE_RANKER_DRAIN_MS": "5s"}, "TIMELINE_RANKER_DRAIN_MS is '5s', not a number"),
+        (("--metrics-port", "65536"), {}, "metrics_port 65536 is not between 0 and 65535"),
+        (("--threads", "0"), {}, "threads 0 is not between 1 and 1024"),
+        (("--intra-op-threads", "0"), {}, "intra_op_threads 0 is not between 1 and 256"),
+        (("--drain-ms", "-1"), {}, "drain_ms -1 is not between 0 and 3600000"),
+        (("--rows-max", "0"), {}, "rows_max 0 is not between 1 and 2147483647"),
+        (("--streams-max", "2147483648"), {}, "streams_max 2147483648 is not between 1 and 2147483647"),
+        (("--grpc-port", "9", "--metrics-port", "9"), {}, "grpc_port and metrics_port are both 9"),
+        (("--grace-ms", "10"), {}, "grace_ms 10 is shorter than default_deadline_ms 1000"),
+        (("--message-bytes-max", "1000"), {}, "message_bytes_max 1000 is too small for rows_max 5000: ids and times"),
+    ],
+)
+def test_refused(flags: tuple[str, ...], environment: dict[str, str], message: str) -> None:
+    """The message names the setting and its value, and the relation where two do not fit."""
+    with pytest.raises(ConfigError) as caught:
+        read(*flags, **environment)
+
+    assert str(caught.value).startswith(message)
+
+
+def test_two_free_ports_are_no_conflict() -> None:
+    """0 and 0 come to two different ports."""
+    assert read("--grpc-port", "0", "--metrics-port", "0").grpc_port == 0
+
+
+def test_every_limit_has_a_flag(capsys: pytest.CaptureFixture[str]) -> None:
+    """The help tells each flag with its default."""
+    parser = argparse.ArgumentParser()
+    config.add_arguments(parser)
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--help"])
+
+    text = " ".join(capsys.readouterr().out.split())
+    assert "--vocabulary-max X categories in a categorical column (default 10000)" in text
+    assert "--message-bytes-max X bytes of a request (default 33554432)" in text
