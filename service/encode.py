@@ -2,7 +2,7 @@
 
 `extend(ndarray)` of protobuf 7.36's Linux wheels boxes every number: 600 us for 3,000 floats where this was written,
 `extend(array.tolist())` 120 us. The wire form of a packed float field is the array's own bytes behind a tag and a
-length, and the parser copies those at once: `_add_floats` takes 3 us. Integers are varints on the wire, so ids take
+length, and the parser copies those at once: `add_floats` takes 3 us. Integers are varints on the wire, so ids take
 the list.
 """
 
@@ -58,8 +58,8 @@ def rank_response(
     ):
         if len(rows):
             section.tweet_ids.extend(candidates.tweet_ids[rows].tolist())
-            _add_floats(section, pb.Section.SCORES_FIELD_NUMBER, timeline.scores[rows])
-            _add_floats(section, pb.Section.PROBABILITIES_FIELD_NUMBER, scores.probabilities[rows])
+            add_floats(section, pb.Section.SCORES_FIELD_NUMBER, timeline.scores[rows])
+            add_floats(section, pb.Section.PROBABILITIES_FIELD_NUMBER, scores.probabilities[rows])
     return response
 
 
@@ -69,11 +69,11 @@ def add_explanation(
     """Adds why the Tweets in `rows` (icymi, then ranked) are where they are."""
     explanation = response.explanation
     explanation.SetInParent()
-    _add_floats(explanation, pb.Explanation.RAW_PROBABILITIES_FIELD_NUMBER, scores.raw[rows])
-    _add_floats(explanation, pb.Explanation.POLICY_FACTORS_FIELD_NUMBER, timeline.factors[rows])
-    _add_floats(explanation, pb.Explanation.VIEWER_FIELD_NUMBER, contributions.viewer)
-    _add_floats(explanation, pb.Explanation.AUTHORS_FIELD_NUMBER, contributions.authors)
-    _add_floats(explanation, pb.Explanation.TWEETS_FIELD_NUMBER, contributions.tweets)
+    add_floats(explanation, pb.Explanation.RAW_PROBABILITIES_FIELD_NUMBER, scores.raw[rows])
+    add_floats(explanation, pb.Explanation.POLICY_FACTORS_FIELD_NUMBER, timeline.factors[rows])
+    add_floats(explanation, pb.Explanation.VIEWER_FIELD_NUMBER, contributions.viewer)
+    add_floats(explanation, pb.Explanation.AUTHORS_FIELD_NUMBER, contributions.authors)
+    add_floats(explanation, pb.Explanation.TWEETS_FIELD_NUMBER, contributions.tweets)
 
 
 def score_response(
@@ -84,10 +84,10 @@ def score_response(
         request_id=request_id, heads=served.model.schema.head_names, model_version=served.model.version
     )
     response.tweet_ids.extend(candidates.tweet_ids.tolist())
-    _add_floats(response, pb.ScoreTweetsResponse.PROBABILITIES_FIELD_NUMBER, scores.probabilities)
+    add_floats(response, pb.ScoreTweetsResponse.PROBABILITIES_FIELD_NUMBER, scores.probabilities)
     if raw:
-        _add_floats(response, pb.ScoreTweetsResponse.RAW_PROBABILITIES_FIELD_NUMBER, scores.raw)
-    _add_floats(response, pb.ScoreTweetsResponse.SCORES_FIELD_NUMBER, relevance)
+        add_floats(response, pb.ScoreTweetsResponse.RAW_PROBABILITIES_FIELD_NUMBER, scores.raw)
+    add_floats(response, pb.ScoreTweetsResponse.SCORES_FIELD_NUMBER, relevance)
     return response
 
 
@@ -111,7 +111,7 @@ def _columns(counts: ColumnCounts) -> pb.FeatureCounts.Columns:
     return pb.FeatureCounts.Columns(**counts._asdict())
 
 
-def _add_floats(message: Message, field_number: int, values: Floats) -> None:
+def add_floats(message: Message, field_number: int, values: Floats) -> None:
     """Appends an array, in C order, to a packed repeated float field."""
     content = values.astype("<f4", copy=False).tobytes()
     message.MergeFromString(b"".join((_tag(field_number), _varint(len(content)), content)))

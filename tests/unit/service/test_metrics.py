@@ -1,0 +1,128 @@
+"""What is counted, and that every series is there from the start."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from prometheus_client import CollectorRegistry, Histogram
+
+from service.align import ColumnCounts, Counts
+from service.decode import Floats
+from service.generated.timelines.ranking.v1 import ranking_pb2 as pb
+from service.metrics import Metrics, ProbabilityHistogram
+from service.model import load_model
+from service.pipeline import Answer
+
+COUNTS = Counts(ColumnCounts(1, 2, 3, 9), ColumnCounts(0, 4, 0, 9), ColumnCounts(5, 0, 0, 9))
+
+
+def value(metrics: Metrics, name: str, **labels: str) -> float | None:
+    return metrics.registry.get_sample_value(name, labels)
+
+
+def answer(decision: pb.IcymiDecision.ValueType | None = pb.ICYMI_DECISION_SHOWN) -> Answer:
+    """Two Tweets, three heads, 3 ms in the model."""
+    probabilities = np.array([[0.5, 0.25, 0], [0.3, 0.1, 0]], np.float32)
+    return Answer(b"", {"decode": 150_000, "score": 3_000_000}, probabilities, COUNTS, decision)
+
+
+def test_every_series_is_there_from_the_start(toy_bundle: Path) -> None:
+    """A counter that appears with its first event has no rate for it."""
+    metrics = Metrics("a.B", ["One", "Two"])
+    metrics.serve(load_model(toy_bundle, threads=1))
+
+    assert value(metrics, "grpc_server_started_total", grpc_service="a.B", grpc_method="Two") == 0
+    for code in grpc.StatusCode:
+        labels = {"grpc_service": "a.B", "grpc_method": "One", "grpc_code": code.name}
+        assert value(metrics, "grpc_server_handled_total", **labels) == 0
+    for stage in ("decode", "queue", "align", "score", "combine", "build", "encode"):
+        assert value(metrics, "timeline_stage_duration_seconds_count", stage=stage) == 0
+    for decision in ("shown", "first_visit", "too_few_candidates", "too_recent", "below_floor", "degraded"):
+        assert value(metrics, "timeline_icymi_total", decision=decision) == 0
+    for group in ("viewer", "author", "tweet"):
+        for state in ("present", "absent", "unknown"):
+            assert value(metrics, "timeline_features_total", group=group, state=state) == 0
+    for head in ("like", "reply", "negative"):
+        assert value(metrics, "timeline_probability_count", head=head) == 0
+    assert value(metrics, "timeline_icymi_total", decision="unspecified") is None
+
+
+def test_the_model_that_serves(toy_bundle: Path) -> None:
+    """Version and hash are labels of a gauge that is 1."""
+    metrics = Metrics("a.B", [])
+    model = load_model(toy_bundle, threads=1)
+    metrics.serve(model)
+
+    assert value(metrics, "timeline_model_info", version=model.version, sha256=model.sha256) == 1
+
+
+def test_an_answer_is_counted(toy_bundle: Path) -> None:
+    """Stages in seconds, Tweets, decision, columns by group and state, probabilities by head."""
+    metrics = Metrics("a.B", [])
+    metrics.serve(load_model(toy_bundle, threads=1))
+    metrics.observe(answer())
+
+    assert value(metrics, "timeline_stage_duration_seconds_sum", stage="score") == 0.003
+    assert value(metrics, "timeline_stage_duration_seconds_bucket", stage="decode", le="0.0001") == 0
+    assert value(metrics, "timeline_stage_duration_seconds_bucket", stage="decode", le="0.0002") == 1
+    assert value(metrics, "timeline_candidates_sum") == 2
+    assert value(metrics, "timeline_icymi_total", decision="shown") == 1
+    found = {
+        (group, state): value(metrics, "timeline_features_total", group=group, state=state)
+        for group in ("viewer", "author", "tweet")
+        for state in ("present", "absent", "unknown")
+    }
+    assert list(found.values()) == [1, 2, 3, 0, 4, 0, 5, 0, 0]
+    assert value(metrics, "timeline_probability_sum", head="like") == pytest.approx(0.8)
+    assert value(metrics, "timeline_probability_count", head="reply") == 2
+    assert value(metrics, "timeline_probability_bucket", head="like", le="0.5") == 2
+    assert value(metrics, "timeline_probability_bucket", head="like", le="0.25") == 0
+
+
+def test_an_answer_without_a_timeline(toy_bundle: Path) -> None:
+    """Scores alone decide nothing about ICYMI."""
+    metrics = Metrics("a.B", [])
+    metrics.serve(load_model(toy_bundle, threads=1))
+    metrics.observe(answer(decision=None))
+
+    assert value(metrics, "timeline_icymi_total", decision="shown") == 0
+    assert value(metrics, "timeline_candidates_count") == 1
+
+
+edges = st.sampled_from([2.0**-k for k in range(20)] + [math.nextafter(2.0**-k, 1) for k in range(20)] + [0.0])
+probabilities = hnp.arrays(
+    np.float32, st.tuples(st.integers(0, 40), st.just(2)), elements=st.floats(0, 1, width=32) | edges.map(np.float32)
+)
+
+
+@settings(max_examples=200)
+@given(st.lists(probabilities, max_size=3))
+def test_probabilities_are_counted_as_by_prometheus_own_histogram(answers: list[Floats]) -> None:
+    """Bucket by bucket, the edges among them; the sum to six digits."""
+    ours, theirs = CollectorRegistry(), CollectorRegistry()
+    bulk = ProbabilityHistogram(["a", "b"])
+    ours.register(bulk)
+    bounds = [2.0**-exponent for exponent in range(ProbabilityHistogram.EXPONENTS, -1, -1)]
+    reference = Histogram("timeline_probability", "", ["head"], buckets=bounds, registry=theirs)
+    for head in ("a", "b"):
+        reference.labels(head)
+    for values in answers:
+        bulk.observe(values)
+        for head, column in zip(("a", "b"), values.T, strict=True):
+            for probability in column:
+                reference.labels(head).observe(float(probability))
+
+    for head in ("a", "b"):
+        for bound in [*map(str, bounds), "+Inf"]:
+            labels = {"head": head, "le": bound}
+            name = "timeline_probability_bucket"
+            assert ours.get_sample_value(name, labels) == theirs.get_sample_value(name, labels)
+        total = theirs.get_sample_value("timeline_probability_sum", {"head": head})
+        assert ours.get_sample_value("timeline_probability_sum", {"head": head}) == pytest.approx(total, rel=1e-6)
