@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import argparse
 import copy
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ import pytest
 import yaml
 
 import service
+from service import config
 from service.generated.timelines.ranking.v1 import ranking_pb2 as pb
 
 BASE = Path(__file__).parents[2] / "deploy" / "kubernetes" / "base"
@@ -51,6 +53,19 @@ def test_the_service_finds_the_pods() -> None:
     assert headless["spec"]["clusterIP"] == "None"
     assert headless["spec"]["selector"].items() <= deployment["spec"]["template"]["metadata"]["labels"].items()
     assert {port["targetPort"]: port["port"] for port in headless["spec"]["ports"]} == ports
+
+
+def test_manifests_agree_with_the_servers_own_defaults() -> None:
+    """Ports, and a termination that outlasts the server's drain and the calls under way."""
+    parser = argparse.ArgumentParser()
+    config.add_arguments(parser)
+    defaults = config.from_arguments(parser.parse_args([]), {})
+    deployment = manifest("deployment.yaml")
+    ports = {port["name"]: port["containerPort"] for port in container(deployment)["ports"]}
+
+    assert ports == {"grpc": defaults.grpc_port, "metrics": defaults.metrics_port}
+    termination_s = deployment["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
+    assert 1_000 * termination_s > defaults.drain_ms + defaults.grace_ms
 
 
 def test_probes_ask_the_grpc_port_for_what_the_server_reports() -> None:
