@@ -56,10 +56,10 @@ def rank_response(
         (response.ranked, timeline.ranked),
         (response.remainder, timeline.remainder),
     ):
-        if len(rows):
-            section.tweet_ids.extend(candidates.tweet_ids[rows].tolist())
-            add_floats(section, pb.Section.SCORES_FIELD_NUMBER, timeline.scores[rows])
-            add_floats(section, pb.Section.PROBABILITIES_FIELD_NUMBER, scores.probabilities[rows])
+        section.SetInParent()  # an empty section is there too, in JSON and for clients that know null
+        section.tweet_ids.extend(candidates.tweet_ids[rows].tolist())
+        add_floats(section, pb.Section.SCORES_FIELD_NUMBER, timeline.scores[rows])
+        add_floats(section, pb.Section.PROBABILITIES_FIELD_NUMBER, scores.probabilities[rows])
     return response
 
 

@@ -125,6 +125,17 @@ def test_prints_the_response_as_protobuf_json(rank: Rank, toy_server: Addresses,
     assert sum(len(part.tweet_ids) for part in (response.icymi, response.ranked, response.remainder)) == TWEETS
 
 
+def test_the_json_of_an_empty_timeline_has_three_empty_sections(
+    rank: Rank, toy_server: Addresses, tmp_path: Path
+) -> None:
+    """Whoever reads it needs no special case."""
+    done = rank(toy_server.grpc, "--json", write(pb.RankTimelineRequest(viewer_id=7), tmp_path))
+
+    document = json.loads(done.stdout)
+    empty: dict[str, list[Any]] = {"tweetIds": [], "scores": [], "probabilities": []}
+    assert [document[section] for section in ("icymi", "ranked", "remainder")] == [empty, empty, empty]
+
+
 def test_reads_the_request_from_standard_input(
     rank: Rank, toy_server: Addresses, request_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
