@@ -9,8 +9,10 @@ from collections.abc import Sequence
 
 # Command -> module with add_arguments(parser) and run(arguments) -> exit status, and what it does.
 COMMANDS: dict[str, tuple[str, str]] = {
+    "demo": ("service.demo", "rank a sample timeline on a server of its own"),
     "serve": ("service.serve", "serve a model over gRPC"),
     "rank": ("service.rank", "send a request from JSON, print the timeline"),
+    "health": ("service.health_check", "ask a server whether it serves"),
     "verify": ("service.verify", "say whether a bundle may be served"),
     "publish": ("service.publish", "put a bundle into a model repository"),
     "promote": ("service.promote", "let a published version serve under a label"),

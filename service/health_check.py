@@ -1,0 +1,37 @@
+"""`timeline-ranker health`: asks a server whether it serves. What a container without a gRPC prober runs."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+import grpc
+from grpc_health.v1 import health, health_pb2
+
+SERVING, NOT_SERVING = 0, 1
+
+_TIMEOUT_S = 2.0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares what the command takes."""
+    parser.add_argument("--target", metavar="HOST:PORT", required=True, help="the server to ask")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Asks once; returns the exit status, with the reason on stderr where the server does not serve."""
+    response = health_pb2.HealthCheckResponse
+    with grpc.insecure_channel(arguments.target) as channel:
+        check = channel.unary_unary(
+            f"/{health.SERVICE_NAME}/Check",
+            request_serializer=health_pb2.HealthCheckRequest.SerializeToString,
+            response_deserializer=response.FromString,
+        )
+        try:
+            status = response.ServingStatus.Name(check(health_pb2.HealthCheckRequest(), timeout=_TIMEOUT_S).status)
+        except grpc.RpcError as error:
+            status = error.code().name
+    if status == "SERVING":
+        return SERVING
+    print(f"timeline-ranker health: {arguments.target}: {status}", file=sys.stderr)
+    return NOT_SERVING

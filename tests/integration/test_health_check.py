@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent import futures
+
+import grpc
+import pytest
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from service.__main__ import main
+from tests.server_process import Addresses
+
+
+@pytest.fixture
+def unready_target() -> Iterator[str]:
+    """Where a server listens that does not serve yet."""
+    servicer = health.HealthServicer()
+    servicer.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
+    with futures.ThreadPoolExecutor(1) as pool:
+        server = grpc.server(pool)
+        health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+        port = server.add_insecure_port("127.0.0.1:0")
+        server.start()
+        yield f"127.0.0.1:{port}"
+        server.stop(None).wait()
+
+
+def test_a_server_that_serves_is_healthy(toy_server: Addresses, capsys: pytest.CaptureFixture[str]) -> None:
+    """Exit 0, without a word."""
+    assert main(["health", "--target", toy_server.grpc]) == 0
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_server_that_does_not_serve_is_not(unready_target: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """It answers, but not with SERVING."""
+    assert main(["health", "--target", unready_target]) == 1
+    assert capsys.readouterr() == ("", f"timeline-ranker health: {unready_target}: NOT_SERVING\n")
+
+
+def test_nobody_is_not_healthy(capsys: pytest.CaptureFixture[str]) -> None:
+    """The status of the failed call is the reason."""
+    assert main(["health", "--target", "127.0.0.1:1"]) == 1
+    assert capsys.readouterr() == ("", "timeline-ranker health: 127.0.0.1:1: UNAVAILABLE\n")
