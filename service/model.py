@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,7 @@ class Model:
     """One version of the model.
 
     Attributes:
-        version: Its name in answers: the first 12 hex digits of `sha256`.
+        version: Its name in answers.
         sha256: Of model.onnx, in hex.
         schema: What it reads and predicts.
         icymi_relevance_min: The bundle's floor for the ICYMI module.
@@ -53,12 +54,21 @@ class Model:
         return Scores(nothing, nothing)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Served:
-    """What answers a request: a model and the policy by which its scores become a timeline."""
+    """What answers one request.
+
+    Attributes:
+        model: Scores the Tweets.
+        policy: Makes a timeline of the scores.
+        arms: Experiment -> arm of the viewer.
+        exploration_epsilon: How often a Tweet is explored, 0 to 1.
+    """
 
     model: Model
     policy: EffectivePolicy
+    arms: Mapping[str, str] = field(default_factory=dict)
+    exploration_epsilon: float = 0.0
 
 
 def load_model(directory: Path, threads: int) -> Model:
@@ -68,19 +78,28 @@ def load_model(directory: Path, threads: int) -> Model:
         BundleError: The bundle is not to be served, and why.
     """
     bundle = read_bundle(directory)
-    scorer = Scorer(bundle.model, bundle.schema, bundle.manifest["graph"], threads)
-    model = Model(
-        version=bundle.sha256[:12],
+    model = make_model(bundle, Scorer(bundle.model, bundle.schema, bundle.manifest["graph"], threads))
+    check_answers(model, bundle)
+    return model
+
+
+def make_model(bundle: Bundle, scorer: Scorer, version: str | None = None) -> Model:
+    """The model of a bundle; None: it is called by the first 12 hex digits of its sha256."""
+    return Model(
+        version=version or bundle.sha256[:12],
         sha256=bundle.sha256,
         schema=bundle.schema,
         icymi_relevance_min=float(bundle.manifest["icymi_relevance_min"]),
         aligner=Aligner(bundle.schema),
         scorer=scorer,
     )
-    scorer.warm_up()
+
+
+def check_answers(model: Model, bundle: Bundle) -> None:
+    """Warms the model up and holds its answers against the golden ones; raises BundleError."""
+    model.scorer.warm_up()
     if faults := golden_faults(model, bundle):
         raise BundleError(faults)
-    return model
 
 
 def golden_faults(model: Model, bundle: Bundle) -> list[str]:
