@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from service.bundle import BundleError, copy_bundle, read_bundle, sync_directory
+from service.bundle import Bundle, BundleError, copy_bundle, read_bundle, sync_directory
 
 STABLE = "stable"
 LABELS_FILE = "labels.json"
@@ -133,12 +133,16 @@ class Repository:
         """Where the bundle of a version stands, or would."""
         return self.root / str(version)
 
+    def read(self, version: int) -> Bundle:
+        """The bundle of a version; raises BundleError with all that is wrong with it."""
+        if self.bundle(version).is_symlink():
+            raise BundleError(["is a link"])
+        return read_bundle(self.bundle(version))
+
     def faults(self, version: int) -> tuple[str, ...]:
         """What is wrong with the files of a version, a line each."""
-        if self.bundle(version).is_symlink():
-            return ("is a link",)
         try:
-            read_bundle(self.bundle(version))
+            self.read(version)
         except BundleError as error:
             return error.faults
         return ()

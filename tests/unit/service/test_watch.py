@@ -105,7 +105,7 @@ def test_serving_never_depends_on_what_is_not_loaded(
 
 
 def test_a_repository_looks_different_after_any_change(tmp_path: Path) -> None:
-    """Missing, half-written, rewritten with equal size and touched versions are told apart."""
+    """Missing, half-written, touched, rewritten and cut versions are told apart."""
     repository = Repository(tmp_path)
     (tmp_path / "labels.json").write_text('{"stable": {"version": 1}}')
     seen = [look(repository)]
@@ -121,9 +121,12 @@ def test_a_repository_looks_different_after_any_change(tmp_path: Path) -> None:
     manifest.write_bytes(b"x" * (tmp_path / "kept").stat().st_size)
     os.utime(manifest, ns=(0, 0))
     seen.append(look(repository))
+    os.truncate(manifest, 1)
+    os.utime(manifest, ns=(0, 0))
+    seen.append(look(repository))
 
-    assert [s.labels for s in seen] == [{"stable": 1}] * 5
-    assert len({s.fingerprints[1] for s in seen}) == 5
+    assert [s.labels for s in seen] == [{"stable": 1}] * 6
+    assert len({s.fingerprints[1] for s in seen}) == 6
     assert look(repository) == seen[-1]
 
 
