@@ -1,0 +1,69 @@
+"""Impressions as one matrix in memory: what trees and logistic regressions learn from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model_export.datasets.records import Impressions, RecordSet
+from service.schema import GROUPS, Group, Schema
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """n impressions.
+
+    Attributes:
+        x: float32 [n, F], the tables of viewer, author and Tweet side by side; NaN = absent.
+        labels: uint8 [n, H].
+        used: bool [n, H], whether the head trains on the row.
+    """
+
+    x: Floats
+    labels: NDArray[np.uint8]
+    used: NDArray[np.bool_]
+
+    def of_head(self, head: int) -> tuple[Floats, NDArray[np.uint8]]:
+        """(x, labels) of the rows that the head uses."""
+        used = self.used[:, head]
+        return self.x[used], self.labels[used, head]
+
+
+def flat(tables: Mapping[Group, Floats]) -> Floats:
+    """The tables side by side, [n, F]."""
+    return np.concatenate([tables[group] for group in GROUPS], axis=1)
+
+
+def group_starts(schema: Schema) -> dict[Group, int]:
+    """Where each table begins in the matrix."""
+    widths = [schema.layouts[group].width for group in GROUPS]
+    return dict(zip(GROUPS, np.cumsum([0, *widths[:-1]]).tolist(), strict=True))
+
+
+def categorical_columns(schema: Schema) -> list[int]:
+    """Columns of the matrix that hold categories."""
+    starts = group_starts(schema)
+    layouts = [(starts[group], schema.layouts[group]) for group in GROUPS]
+    return [start + layout.offsets[feature.name] for start, layout in layouts for feature in layout.categoricals]
+
+
+def collect(records: RecordSet, days: Sequence[int], used: Callable[[Impressions], NDArray[np.bool_]]) -> Rows:
+    """Reads the impressions of these days that any head uses; memory grows with those.
+
+    Args:
+        records: With the schema of what models read.
+        days: To read.
+        used: Impressions -> bool [n, H].
+    """
+    parts = []
+    for impressions in records.batches(days):
+        mask = used(impressions)
+        kept = np.asarray(mask.any(axis=1))
+        impressions = impressions.take(kept)
+        parts.append(Rows(flat(impressions.tables), impressions.labels, mask[kept]))
+    return Rows(*(np.concatenate([getattr(part, name) for part in parts]) for name in ("x", "labels", "used")))
