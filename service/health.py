@@ -29,6 +29,28 @@ class _OnPool:
         return self._behavior(request, context)
 
 
+class _Watch:
+    """Health's `Watch`, which grpcio lets send through a callback and hold no thread, with an end to it."""
+
+    experimental_non_blocking = True
+
+    def __init__(self, servicer: health.HealthServicer, pool: ThreadPoolExecutor) -> None:
+        self._servicer = servicer
+        self.experimental_thread_pool = pool
+        # The streams that are open. Adding, discarding and copying are single steps under the GIL.
+        self._streams: set[Callable[[Any], None]] = set()
+
+    def __call__(self, request: Any, context: grpc.ServicerContext, send: Callable[[Any], None]) -> None:
+        self._streams.add(send)
+        context.add_callback(lambda: self._streams.discard(send))
+        self._servicer.Watch(request, context, send)
+
+    def end(self) -> None:
+        """Ends all open streams."""
+        for send in self._streams.copy():
+            send(None)
+
+
 class Health:
     """Tells whether the server serves, as a whole ("") and by service name."""
 
@@ -36,8 +58,9 @@ class Health:
         self._names = ("", *services)
         self._health_pool = ThreadPoolExecutor(HEALTH_THREADS, "health")
         self._reflection_pool = ThreadPoolExecutor(REFLECTION_THREADS, "reflection")
-        self._servicer = health.HealthServicer(experimental_thread_pool=self._health_pool)
+        self._servicer = health.HealthServicer()
         self._set(NOT_SERVING)  # grpcio's own begins with SERVING
+        self._watch = _Watch(self._servicer, self._health_pool)
         names = (*services, health.SERVICE_NAME, reflection.SERVICE_NAME)
         self._reflection = reflection.ReflectionServicer(names)
 
@@ -48,10 +71,7 @@ class Health:
             "Check": grpc.unary_unary_rpc_method_handler(
                 _OnPool(self._servicer.Check, self._health_pool), request.FromString, response.SerializeToString
             ),
-            # It knows its pool, and needs a thread for no longer than a check does: it sends through callbacks.
-            "Watch": grpc.unary_stream_rpc_method_handler(
-                self._servicer.Watch, request.FromString, response.SerializeToString
-            ),
+            "Watch": grpc.unary_stream_rpc_method_handler(self._watch, request.FromString, response.SerializeToString),
         }
         reflect = grpc.stream_stream_rpc_method_handler(
             _OnPool(self._reflection.ServerReflectionInfo, self._reflection_pool),
@@ -70,6 +90,10 @@ class Health:
     def leaving(self) -> None:
         """From now on and for good the server does not serve."""
         self._servicer.enter_graceful_shutdown()
+
+    def end_watches(self) -> None:
+        """Ends the streams of those who watch: they would keep a stopping server for its whole grace period."""
+        self._watch.end()
 
     def close(self) -> None:
         """Lets the threads end; the server has stopped."""

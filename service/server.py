@@ -96,6 +96,7 @@ class Server:
         wait(self._config.drain_ms / 1e3)
         # 2. Take no further calls; those under way have the grace period.
         stopped = self._grpc.stop(self._config.grace_ms / 1e3)
+        self._health.end_watches()
         stopped.wait()
         # 3. What is still running now was cut off.
         if cut_off := self._ranking.running:
