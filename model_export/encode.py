@@ -6,6 +6,7 @@ is said by a plan's patterns (`FeaturePlan`) and by the discretizer.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -15,28 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_export.discretize import Discretizer, bin_of
+from model_export.plan import FeaturePlan
 from service.schema import GROUPS, Feature, Group, GroupLayout, Schema
 
 Tables = Mapping[Group, NDArray[np.float32]]
-
-
-@dataclass(frozen=True)
-class FeaturePlan:
-    """Which features the model reads, and how. Every entry is a pattern of `<group>.<feature>`, `*` standing for any.
-
-    Attributes:
-        use: Features to read.
-        leave_out: Features not to read after all.
-        binned: Scalars that enter by their bin.
-        raw: Scalars that enter by value.
-        raw_log: Scalars that enter by sign(value) * log(1 + |value|): the heavy-tailed ones.
-    """
-
-    use: tuple[str, ...] = ("*",)
-    leave_out: tuple[str, ...] = ()
-    binned: tuple[str, ...] = ("*",)
-    raw: tuple[str, ...] = ()
-    raw_log: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -84,6 +67,17 @@ class Encoding:
     def rows(self) -> int:
         """Rows of all slots together."""
         return sum(slot.size for slot in self.slots)
+
+    @cached_property
+    def hash(self) -> str:
+        """Hex sha256: examples of one encoding mean nothing to another."""
+        digest = hashlib.sha256()
+        for slot in self.slots:
+            digest.update(f"{slot.name} {slot.size} ".encode())
+            digest.update(b"" if slot.boundaries is None else slot.boundaries.tobytes())
+        for raw in self.raws:
+            digest.update(f"{raw.name} {raw.log} ".encode())
+        return digest.hexdigest()
 
     def encode(self, tables: Tables) -> tuple[NDArray[np.uint16], NDArray[np.float32]]:
         """Tables [n, layout width] -> (bins [n, S], raw values [n, R]).

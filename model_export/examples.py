@@ -116,6 +116,11 @@ class ExampleSet:
     folder: Path
     record: np.dtype[np.void]
 
+    @property
+    def rows(self) -> int:
+        """How many examples, from the files' footers."""
+        return sum(int(pq.read_metadata(path).num_rows) for path in self.folder.glob("part-*.parquet"))
+
     def row_groups(self) -> list[RowGroup]:
         """All row groups in the order written."""
         return [
@@ -159,6 +164,4 @@ class ExampleSet:
 
 
 def _examples(records: NDArray[np.void]) -> Examples:
-    return Examples(
-        **{name: np.ascontiguousarray(records[name]) for name in ("bins", "raw", "labels", "used")},
-    )
+    return Examples(**{name: records[name].copy() for name in ("bins", "raw", "labels", "used")})

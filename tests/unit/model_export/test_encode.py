@@ -9,7 +9,8 @@ import pytest
 
 from model_export.datasets.records import Impressions
 from model_export.discretize import Discretizer, FeatureBins
-from model_export.encode import Encoding, FeaturePlan, make_encoding, select_features
+from model_export.encode import Encoding, make_encoding, select_features
+from model_export.plan import FeaturePlan
 from service.schema import Group, Schema
 
 NAN = float("nan")

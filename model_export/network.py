@@ -1,0 +1,228 @@
+"""The network in torch: sparse linear first layer, trunk, one tower per head.
+
+The first layer is that of `nn.IndexLinear` (github.com/torch/nn, 2017) with a table of bins beside it. What that layer
+leaves open is decided like this:
+
+* The running max of a training batch is taken over the whole batch before any of its values is scaled, so a step does
+  not depend on the order of its rows.
+* A value beyond the running max scales to -1 or 1. Where no value other than 0 was seen, the scale is 1.
+* A bin, category or raw column that no training example had starts at zero and never moves: whatever was not seen
+  contributes nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from model_export.encode import Encoding
+from model_export.sparse import SparseRows, sum_rows
+from model_export.weights import Binned, Categorical, Cross, Dense, GroupWeights, NetWeights, Raw, Towers
+from service.schema import GROUPS, Group
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class NetworkPlan:
+    """The shape of the net.
+
+    Attributes:
+        trunk: `linear`: the first layer's units are the logits. `mlp`: dense layers, then a tower per head.
+            `dcn`: the same behind low-rank crosses of the first layer's units.
+        units: Of the first layer; `linear` has one per head instead.
+        hidden: Units of the dense layers.
+        tower_units: Of each head's hidden layer.
+        crosses: Cross layers; `dcn` only.
+        cross_rank: Of each cross layer.
+        dropout: Share of units dropped behind the first layer and each dense layer while training.
+    """
+
+    trunk: Literal["linear", "mlp", "dcn"] = "dcn"
+    units: int = 256
+    hidden: tuple[int, ...] = (128, 64)
+    tower_units: int = 16
+    crosses: int = 2
+    cross_rank: int = 32
+    dropout: float = 0.0
+
+
+class FirstLayer(nn.Module):
+    """h = bias + sum of the rows of what is present: (bins, raw values [n, R], NaN = absent) -> [n, K]."""
+
+    def __init__(self, encoding: Encoding, units: int, seen_rows: NDArray[np.bool_], seen_raws: NDArray[np.bool_]):
+        super().__init__()
+        slots, raws = len(encoding.slots), len(encoding.raws)
+        # Of the order that leaves h with variance 1 when all is present, spread over all slots.
+        self.rows = nn.Parameter(torch.randn(encoding.rows, units) / max(slots, 1) ** 0.5)
+        self.raw_weights = nn.Parameter(torch.randn(raws, units) / max(raws, 1) ** 0.5)
+        self.raw_bias = nn.Parameter(torch.zeros(raws))
+        self.bias = nn.Parameter(torch.zeros(units))
+        self.running_max: Tensor
+        self.register_buffer("running_max", torch.zeros(raws))
+        with torch.no_grad():
+            self.rows[~torch.from_numpy(seen_rows)] = 0.0
+            self.raw_weights[~torch.from_numpy(seen_raws)] = 0.0
+
+    def forward(self, bins: SparseRows, raw: Tensor) -> Tensor:
+        """As the class says; while training, `raw` moves the running max first."""
+        absent = raw.isnan()
+        raw = raw.masked_fill(absent, 0.0)
+        if self.training and len(raw):
+            torch.maximum(self.running_max, raw.abs().amax(dim=0), out=self.running_max)
+        scaled = (raw / self.scale()).clamp(-1.0, 1.0)
+        values = (scaled + self.raw_bias).masked_fill(absent, 0.0)
+        return sum_rows(bins, self.rows) + values @ self.raw_weights + self.bias
+
+    def scale(self) -> Tensor:
+        """What raw values are divided by: [R], positive."""
+        return torch.where(self.running_max > 0, self.running_max, 1.0)
+
+
+class CrossLayer(nn.Module):
+    """A low-rank DCN-v2 layer (Wang et al. 2021): y = x0 * (x @ down @ up + bias) + x."""
+
+    def __init__(self, width: int, rank: int):
+        super().__init__()
+        self.down = nn.Parameter(torch.randn(width, rank) / width**0.5)
+        self.up = nn.Parameter(torch.randn(rank, width) / rank**0.5)
+        self.bias = nn.Parameter(torch.zeros(width))
+
+    def forward(self, first: Tensor, x: Tensor) -> Tensor:
+        """x0 and x, both [n, D] -> y [n, D]."""
+        return first * (x @ self.down @ self.up + self.bias) + x
+
+
+class TowerLayer(nn.Module):
+    """One hidden layer and one logit per head, all heads side by side: [n, D] -> [n, H]."""
+
+    def __init__(self, width: int, heads: int, units: int):
+        super().__init__()
+        self.hidden = nn.Linear(width, heads * units)
+        self.out = nn.Parameter(torch.randn(heads, units) / units**0.5)
+        self.bias = nn.Parameter(torch.zeros(heads))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As the class says."""
+        hidden = self.hidden(x).relu().unflatten(1, self.out.shape)  # [n, H, T]
+        logits: Tensor = (hidden * self.out).sum(dim=2) + self.bias
+        return logits
+
+
+class Network(nn.Module):
+    """The whole net; `forward` gives logits [n, H] in the sampled world."""
+
+    def __init__(
+        self,
+        plan: NetworkPlan,
+        encoding: Encoding,
+        heads: int,
+        seen_rows: NDArray[np.bool_] | None = None,
+        seen_raws: NDArray[np.bool_] | None = None,
+    ):
+        """Draws the starting weights from torch's generator.
+
+        Args:
+            plan: The shape.
+            encoding: What the net reads.
+            heads: Logits.
+            seen_rows: [rows of the encoding], whether a training example has that bin or category; None: all.
+            seen_raws: [R], whether a training example has that raw column; None: all.
+        """
+        super().__init__()
+        self.plan = plan
+        self.encoding = encoding
+        units = heads if plan.trunk == "linear" else plan.units
+        seen_rows = np.ones(encoding.rows, np.bool_) if seen_rows is None else seen_rows
+        seen_raws = np.ones(len(encoding.raws), np.bool_) if seen_raws is None else seen_raws
+        self.first = FirstLayer(encoding, units, seen_rows, seen_raws)
+        self.dropout = nn.Dropout(plan.dropout)
+        widths = (units, *plan.hidden)
+        crosses = plan.crosses if plan.trunk == "dcn" else 0
+        self.crosses = nn.ModuleList(CrossLayer(units, plan.cross_rank) for _ in range(crosses))
+        linear = plan.trunk == "linear"
+        self.norm = None if linear else nn.BatchNorm1d(units)
+        self.dense = nn.ModuleList([] if linear else [nn.Linear(width, units) for width, units in pairwise(widths)])
+        self.towers = None if linear else TowerLayer(widths[-1], heads, plan.tower_units)
+
+    def forward(self, bins: SparseRows, raw: Tensor) -> Tensor:
+        """What the first layer takes -> logits."""
+        h: Tensor = self.first(bins, raw)
+        if self.norm is None or self.towers is None:
+            return h
+        first = x = self.norm(h)
+        for cross in self.crosses:
+            x = cross(first, x)
+        x = self.dropout(x.relu())
+        for dense in self.dense:
+            x = self.dropout(dense(x).relu())
+        logits: Tensor = self.towers(x)
+        return logits
+
+    def set_base_logits(self, logits: Floats) -> None:
+        """Starts the heads [H] at what they would predict without features."""
+        bias = self.first.bias if self.towers is None else self.towers.bias
+        with torch.no_grad():
+            bias.copy_(torch.from_numpy(logits))
+
+    def to_weights(self) -> NetWeights:
+        """The net as plain arrays, batch normalization folded into the first layer in double precision."""
+        state = {name: value.detach().double().numpy() for name, value in self.state_dict().items()}
+        factor, bias = self._folded_norm(state)
+        rows, raw_weights = _float32(state["first.rows"] * factor), _float32(state["first.raw_weights"] * factor)
+        scale = self.first.scale().numpy()
+        return NetWeights(
+            groups={group: self._group_weights(group, rows, raw_weights, scale) for group in GROUPS},
+            bias=_float32(bias),
+            crosses=tuple(
+                Cross(*(_float32(state[f"crosses.{i}.{name}"]) for name in ("down", "up", "bias")))
+                for i in range(len(self.crosses))
+            ),
+            relu=self.towers is not None,
+            trunk=tuple(_dense(state, f"dense.{i}") for i in range(len(self.dense))),
+            towers=None
+            if self.towers is None
+            else Towers(_dense(state, "towers.hidden"), _float32(state["towers.out"]), _float32(state["towers.bias"])),
+        )
+
+    def _folded_norm(self, state: dict[str, NDArray[np.float64]]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """(what the first layer's weights are multiplied by [K], its bias after that [K])."""
+        if self.norm is None:
+            return np.ones(len(state["first.bias"])), state["first.bias"]
+        factor = state["norm.weight"] / np.sqrt(state["norm.running_var"] + self.norm.eps)
+        return factor, (state["first.bias"] - state["norm.running_mean"]) * factor + state["norm.bias"]
+
+    def _group_weights(self, group: Group, rows: Floats, raw_weights: Floats, scale: Floats) -> GroupWeights:
+        binned: list[Binned] = []
+        categoricals: list[Categorical] = []
+        for slot, offset in zip(self.encoding.slots, self.encoding.offsets, strict=True):
+            weights = rows[offset : offset + slot.size]
+            if slot.group != group:
+                continue
+            if slot.boundaries is None:
+                categoricals.append(Categorical(slot.column, weights))
+            else:
+                binned.append(Binned(slot.column, slot.boundaries, weights))
+        raws: list[Raw] = []
+        for log in (False, True):
+            chosen = [i for i, raw in enumerate(self.encoding.raws) if raw.group == group and raw.log == log]
+            if chosen:
+                columns = np.array([self.encoding.raws[i].column for i in chosen], np.int64)
+                bias = self.first.raw_bias.detach().numpy()[chosen]
+                raws.append(Raw(columns, log, scale[chosen], bias, raw_weights[chosen]))
+        return GroupWeights(tuple(binned), tuple(categoricals), tuple(raws))
+
+
+def _dense(state: dict[str, NDArray[np.float64]], name: str) -> Dense:
+    """A linear layer of torch, which keeps its matrix as [out, in], and the relu behind it."""
+    return Dense(_float32(state[f"{name}.weight"].T), _float32(state[f"{name}.bias"]), relu=True)
+
+
+def _float32(array: NDArray[np.float64]) -> Floats:
+    return np.ascontiguousarray(array, np.float32)

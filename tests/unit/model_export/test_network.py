@@ -1,0 +1,196 @@
+"""The network against the definitions of its layers, and its arrays against itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from model_export.datasets.records import Impressions
+from model_export.encode import Encoding, make_encoding
+from model_export.examples import Examples
+from model_export.network import CrossLayer, FirstLayer, Network, NetworkPlan, TowerLayer
+from model_export.plan import FeaturePlan
+from model_export.steps.discretize import Parameters, fit
+from model_export.train import batch_tensors
+from model_export.weights import NetWeights
+from service.schema import GROUPS, Schema
+
+TRUNKS = ("linear", "mlp", "dcn")
+
+
+@pytest.fixture
+def impressions(make_impressions: Callable[[int, int], Impressions]) -> Impressions:
+    return make_impressions(400, 0)
+
+
+@pytest.fixture
+def encoding(small_schema: Schema, impressions: Impressions) -> Encoding:
+    features = FeaturePlan(raw=("viewer.hours_away",), raw_log=("tweet.likes", "author.strength"))
+    return make_encoding(small_schema, features, fit(small_schema, [impressions], Parameters(bins=8)))
+
+
+def inputs_of(encoding: Encoding, impressions: Impressions) -> tuple[Any, torch.Tensor]:
+    bins, raw = encoding.encode(impressions.tables)
+    return batch_tensors(Examples(bins, raw, impressions.labels, impressions.labels), encoding)
+
+
+def slow_h(weights: NetWeights, impressions: Impressions, row: int) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """The first layer as `model_export.weights` defines it, one feature at a time in float64."""
+    h = weights.bias.astype(np.float64)
+    for group in GROUPS:
+        table, part = impressions.tables[group][row], weights.groups[group]
+        for binned in part.binned:
+            if not np.isnan(table[binned.column]):
+                h = h + binned.weights[sum(b <= table[binned.column] for b in binned.boundaries)]
+        for categorical in part.categoricals:
+            if not np.isnan(table[categorical.column]):
+                h = h + categorical.weights[int(table[categorical.column])]
+        for raw in part.raws:
+            for i, column in enumerate(raw.columns):
+                x = float(table[column])
+                if not np.isnan(x):
+                    t = np.sign(x) * np.log(1 + abs(x)) if raw.log else x
+                    h = h + (np.clip(t / raw.scale[i], -1, 1) + raw.bias[i]) * raw.weights[i]
+    return h
+
+
+def slow_logits(weights: NetWeights, h: np.ndarray[Any, np.dtype[np.float64]]) -> np.ndarray[Any, Any]:
+    """Everything behind the first layer, for one row."""
+    x = h
+    for cross in weights.crosses:
+        x = h * (x @ cross.down @ cross.up + cross.bias) + x
+    if weights.relu:
+        x = np.maximum(x, 0)
+    for dense in weights.trunk:
+        x = np.maximum(x @ dense.weights + dense.bias, 0)
+    if weights.towers is None:
+        return x
+    hidden = np.maximum(x @ weights.towers.hidden.weights + weights.towers.hidden.bias, 0)
+    units = weights.towers.out.shape[1]
+    heads = range(len(weights.towers.bias))
+    return np.array(
+        [hidden[j * units : (j + 1) * units] @ weights.towers.out[j] + weights.towers.bias[j] for j in heads]
+    )
+
+
+@pytest.mark.parametrize("trunk", TRUNKS)
+def test_arrays_say_what_the_trained_net_computes(trunk: Any, encoding: Encoding, impressions: Impressions) -> None:
+    """Normalization folded, slots and columns where they belong: the same logits to 1e-4 of their size."""
+    torch.manual_seed(0)
+    plan = NetworkPlan(trunk=trunk, units=12, hidden=(10, 6), tower_units=3, crosses=2, cross_rank=4, dropout=0.2)
+    network = Network(plan, encoding, heads=2)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    network.train()
+    for _ in range(20):  # moves running max, and mean and variance of the normalization
+        network(*inputs_of(encoding, impressions))
+    network.eval()
+
+    logits = network(*inputs_of(encoding, impressions)).detach().numpy()
+
+    weights = network.to_weights()
+    expected = np.stack([slow_logits(weights, slow_h(weights, impressions, row)) for row in range(len(impressions))])
+    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+
+
+def first_layer(encoding: Encoding, units: int = 3) -> FirstLayer:
+    layer = FirstLayer(encoding, units, np.ones(encoding.rows, bool), np.ones(len(encoding.raws), bool))
+    torch.nn.init.normal_(layer.raw_bias)
+    return layer
+
+
+def raw_inputs(encoding: Encoding, raw: list[list[float]]) -> tuple[Any, torch.Tensor]:
+    values = np.full((len(raw), len(encoding.raws)), np.nan, np.float32)
+    values[:, : len(raw[0])] = raw
+    bins = np.zeros((len(raw), len(encoding.slots)), np.uint16)
+    labels = np.zeros((len(raw), 2), np.uint8)
+    return batch_tensors(Examples(bins, values, labels, labels), encoding)
+
+
+def test_absent_and_zero_are_different(encoding: Encoding) -> None:
+    """A present zero adds bias x weights; an absent value adds nothing."""
+    layer = first_layer(encoding).train()
+
+    h = layer(*raw_inputs(encoding, [[float("nan")], [0.0]]))
+
+    torch.testing.assert_close(h[0], layer.bias)
+    torch.testing.assert_close(h[1], layer.bias + layer.raw_bias[0] * layer.raw_weights[0])
+
+
+def test_running_max_covers_the_batch_before_it_is_scaled(encoding: Encoding) -> None:
+    """In training nothing exceeds 1, the max never decays, and the order of rows has no part."""
+    layer = first_layer(encoding).train()
+    with torch.no_grad():
+        layer.raw_bias.zero_()
+
+    h = layer(*raw_inputs(encoding, [[2.0], [-4.0]])) - layer.bias
+    layer(*raw_inputs(encoding, [[1.0]]))
+
+    torch.testing.assert_close(h, torch.tensor([[0.5], [-1.0]]) * layer.raw_weights[0])
+    assert layer.running_max[0] == 4.0
+
+
+def test_values_beyond_the_running_max_are_held_at_one(encoding: Encoding) -> None:
+    """Out of training the max stays; a column that saw nothing but zeros has scale 1."""
+    layer = first_layer(encoding)
+    with torch.no_grad():
+        layer.raw_bias.zero_()
+    layer.train()(*raw_inputs(encoding, [[2.0, 0.0]]))
+
+    h = layer.eval()(*raw_inputs(encoding, [[100.0, float("nan")], [float("nan"), 0.25]])) - layer.bias
+
+    torch.testing.assert_close(h[0], layer.raw_weights[0])
+    torch.testing.assert_close(h[1], 0.25 * layer.raw_weights[1])
+    assert layer.running_max[0] == 2.0
+
+
+def test_what_no_example_had_contributes_nothing(encoding: Encoding) -> None:
+    """Rows and columns never seen start at zero."""
+    seen_rows, seen_raws = np.ones(encoding.rows, bool), np.ones(len(encoding.raws), bool)
+    seen_rows[2] = seen_raws[1] = False
+
+    layer = FirstLayer(encoding, 3, seen_rows, seen_raws)
+
+    assert (layer.rows.detach().numpy() == 0).all(axis=1).nonzero()[0].tolist() == [2]
+    assert (layer.raw_weights.detach().numpy() == 0).all(axis=1).nonzero()[0].tolist() == [1]
+
+
+def test_cross_layer_by_hand() -> None:
+    """x0 = (1, 2), x = (3, 4), down x up = [[1, 0], [1, 0]], bias (0, 1): (1 * 7 + 3, 2 * 1 + 4)."""
+    cross = CrossLayer(2, 1)
+    with torch.no_grad():
+        cross.down.fill_(1.0)
+        cross.up.copy_(torch.tensor([[1.0, 0.0]]))
+        cross.bias.copy_(torch.tensor([0.0, 1.0]))
+
+    assert cross(torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 4.0]])).tolist() == [[10.0, 6.0]]
+
+
+def test_each_head_has_a_tower_of_its_own() -> None:
+    """Moving one head's tower leaves the other head's logit alone."""
+    towers = TowerLayer(4, heads=2, units=3)
+    x = torch.randn(5, 4)
+    before = towers(x).detach()
+
+    with torch.no_grad():
+        towers.hidden.weight[3:] += 1.0
+        towers.out[1] += 1.0
+
+    assert (towers(x)[:, 0] == before[:, 0]).all()
+    assert (towers(x)[:, 1] != before[:, 1]).any()
+
+
+@pytest.mark.parametrize("trunk", TRUNKS)
+def test_base_logits_are_where_the_heads_start(trunk: Any, encoding: Encoding) -> None:
+    """The bias that nothing else touches holds them."""
+    network = Network(NetworkPlan(trunk=trunk), encoding, heads=2)
+    network.set_base_logits(np.array([-1.0, -3.0], np.float32))
+
+    weights = network.to_weights()
+
+    bias = weights.bias if weights.towers is None else weights.towers.bias
+    assert bias.tolist() == [-1.0, -3.0]
