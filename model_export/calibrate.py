@@ -1,0 +1,122 @@
+"""From a net's probabilities to true ones: isotonic regression of each head as a few knots.
+
+The blocks of the pool-adjacent-violators solution (scikit-learn's) become knots at their mean prediction and mean
+label, with lines in between. Blocks are joined, which keeps them rising, until each holds enough of both classes and
+stands apart from its neighbour: a block of few events says little, and a steep line would make noise of rounding.
+
+Decided: equal predictions are one point before the regression, so their order has no part. NaN is an error. Constant
+predictions give one knot. A head with too few events can not be fitted: `prior_correction` undoes the sampling alone.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.isotonic import isotonic_regression
+
+from model_export.sampling import prior_corrected
+from model_export.weights import Knots
+
+# Neighbouring knots are at least this share of their x apart.
+DISTANCE_MIN = 1e-3
+# The lines beyond the ends rise with this share of the steepest slope that stays inside (0, 1).
+END_SLOPE_SHARE = 0.05
+# Knots of a prior correction: evenly spaced in the logit of x. Between two the line is at most 0.8 % off.
+_PRIOR_LOGITS = np.linspace(-8, 12, 101)
+
+# Leaves probabilities as they are.
+IDENTITY = Knots(np.array([0.0, 1.0], np.float32), np.array([0.0, 1.0], np.float32), 1.0)
+
+
+def fit_isotonic(
+    predictions: NDArray[np.float32], labels: NDArray[np.uint8], events_min: int, blocks_max: int
+) -> Knots:
+    """Calibrates one head on rows at the natural rate.
+
+    Args:
+        predictions: [n] raw probabilities.
+        labels: [n], 0 or 1.
+        events_min: Positives, and negatives, that each block must have; at least 1.
+        blocks_max: Most knots: with many events a block needs more of them.
+
+    Raises:
+        ValueError: A prediction is NaN, or there are fewer than `events_min` of either class.
+    """
+    if np.isnan(predictions).any():
+        raise ValueError("a prediction is NaN")
+    positives = int(labels.sum())
+    events = min(positives, len(labels) - positives)
+    if events < max(events_min, 1):
+        raise ValueError(f"{positives} positives and {len(labels) - positives} negatives: too few of one")
+    rows, x_sums, y_sums = _pooled(predictions.astype(np.float64), labels)
+    needed = max(events_min, -(-events // blocks_max))
+    x, y = _joined(rows, x_sums, y_sums, needed)
+    return Knots(x, y, end_slope(x, y))
+
+
+def apply_knots(knots: Knots, raw: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Calibrated probabilities of raw ones, any shape: the map that `Knots` defines, in float64."""
+    x, y, q = knots.x.astype(np.float64), knots.y.astype(np.float64), raw.astype(np.float64)
+    inside = np.interp(q, x, y)
+    beyond = np.where(q < x[0], q - x[0], np.maximum(q - x[-1], 0.0))
+    return np.asarray(np.clip(inside + knots.end_slope * beyond, 0.0, 1.0))
+
+
+def steepest_slope(knots: Knots) -> float:
+    """Of the map that `Knots` defines: what a difference of raw probabilities is multiplied by at most."""
+    inner = np.diff(knots.y.astype(np.float64)) / np.diff(knots.x.astype(np.float64))
+    return float(np.max(inner, initial=knots.end_slope))
+
+
+def prior_correction(rate: float) -> Knots:
+    """The map of `sampling.prior_corrected` for one head, as knots; `rate` in (0, 1]."""
+    x = 1 / (1 + np.exp(-_PRIOR_LOGITS))
+    x32 = x.astype(np.float32)
+    y32 = prior_corrected(x32.astype(np.float64), rate).astype(np.float32)
+    return Knots(x32, y32, end_slope(x32, y32))
+
+
+def end_slope(x: NDArray[np.float32], y: NDArray[np.float32]) -> float:
+    """A slope beyond the ends of knots with 0 < y < 1 on which no probability reaches 0 or 1."""
+    rooms = []
+    if x[0] > 0:
+        rooms.append(float(y[0]) / float(x[0]))
+    if x[-1] < 1:
+        rooms.append((1 - float(y[-1])) / (1 - float(x[-1])))
+    return END_SLOPE_SHARE * min(rooms)
+
+
+def _pooled(
+    predictions: NDArray[np.float64], labels: NDArray[np.uint8]
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Rows, sum of predictions and sum of labels of each block of the isotonic regression, rising."""
+    distinct, inverse, counts = np.unique(predictions, return_inverse=True, return_counts=True)
+    label_sums = np.bincount(inverse, labels)
+    fitted = isotonic_regression(label_sums / counts, sample_weight=counts.astype(np.float64))
+    starts = np.flatnonzero(np.diff(fitted, prepend=-1.0))
+    rows, x_sums, y_sums = (np.add.reduceat(a, starts) for a in (counts * 1.0, distinct * counts, label_sums))
+    return rows, x_sums, y_sums
+
+
+def _joined(
+    rows: NDArray[np.float64], x_sums: NDArray[np.float64], y_sums: NDArray[np.float64], events_min: int
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Knots of the blocks, joined from the left until each has its events and its distance from the one before."""
+    x: list[np.float32] = []
+    y: list[np.float32] = []
+    block = np.zeros(3)  # rows, sum of predictions, sum of labels
+    last = np.zeros(3)
+    for part in zip(rows, x_sums, y_sums, strict=True):
+        block += part
+        block_x, block_y = np.float32(block[1] / block[0]), np.float32(block[2] / block[0])
+        if min(block[2], block[0] - block[2]) < events_min:
+            continue
+        if x and (block_x < x[-1] * (1 + DISTANCE_MIN) or block_y <= y[-1]):
+            continue
+        x.append(block_x)
+        y.append(block_y)
+        last, block = block, np.zeros(3)
+    # What is left over at the top belongs to the last block.
+    last += block
+    x[-1], y[-1] = np.float32(last[1] / last[0]), np.float32(last[2] / last[0])
+    return np.array(x, np.float32), np.array(y, np.float32)

@@ -1,0 +1,201 @@
+"""Calibration against a slow reference, scikit-learn and hand-worked cases."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from sklearn.isotonic import IsotonicRegression
+
+from model_export.calibrate import (
+    DISTANCE_MIN,
+    END_SLOPE_SHARE,
+    IDENTITY,
+    apply_knots,
+    fit_isotonic,
+    prior_correction,
+    steepest_slope,
+)
+from model_export.weights import Knots
+
+Floats = np.ndarray[Any, np.dtype[np.float32]]
+Labels = np.ndarray[Any, np.dtype[np.uint8]]
+
+
+def float32(values: Any) -> Floats:
+    return np.array(values, np.float32)
+
+
+def percent(values: list[int]) -> Floats:
+    return np.array(values, np.float32) / np.float32(100)
+
+
+def labels_of(values: Any) -> Labels:
+    return np.array(values, np.uint8)
+
+
+def slow_blocks(predictions: list[float], labels: list[int]) -> list[list[float]]:
+    """Pool adjacent violators by its definition: [rows, sum of predictions, positives] of each block, rising."""
+    blocks: list[list[float]] = []
+    for x in sorted(set(predictions)):
+        tied = [y for p, y in zip(predictions, labels, strict=True) if p == x]
+        blocks.append([len(tied), x * len(tied), sum(tied)])
+        while len(blocks) > 1 and blocks[-2][2] / blocks[-2][0] >= blocks[-1][2] / blocks[-1][0]:
+            top = blocks.pop()
+            blocks[-1] = [a + b for a, b in zip(blocks[-1], top, strict=True)]
+    return blocks
+
+
+samples = st.integers(2, 80).flatmap(
+    lambda n: st.tuples(
+        st.lists(st.integers(1, 99), min_size=n, max_size=n), st.lists(st.integers(0, 1), min_size=n, max_size=n)
+    )
+)
+
+
+@given(samples)
+@settings(max_examples=300, deadline=None)
+def test_knots_are_the_blocks_of_the_slow_reference(sample: tuple[list[int], list[int]]) -> None:
+    """Where every inner block has both classes; ties in predictions included."""
+    predictions = percent(sample[0])
+    blocks = slow_blocks(predictions.astype(float).tolist(), sample[1])
+    assume(all(0 < positives < rows for rows, _, positives in blocks))
+
+    knots = fit_isotonic(predictions, labels_of(sample[1]), events_min=1, blocks_max=1_000)
+
+    np.testing.assert_allclose(knots.x, [x / rows for rows, x, _ in blocks], rtol=1e-6)
+    np.testing.assert_allclose(knots.y, [positives / rows for rows, _, positives in blocks], rtol=1e-6)
+
+
+def test_agrees_with_scikit_learn_inside_the_blocks() -> None:
+    """At every knot the value is that of scikit-learn's step function there."""
+    rng = np.random.default_rng(0)
+    predictions = rng.random(5_000).astype(np.float32)
+    labels = (rng.random(5_000) < predictions**2).astype(np.uint8)
+    sklearn_fit = IsotonicRegression(out_of_bounds="clip").fit(predictions.astype(np.float64), labels)
+
+    knots = fit_isotonic(predictions, labels, events_min=1, blocks_max=10_000)
+
+    inner = knots.x[2:-2]  # the outermost blocks are joined until they hold both classes
+    assert len(inner) > 10
+    np.testing.assert_allclose(knots.y[2:-2], sklearn_fit.predict(inner.astype(np.float64)), rtol=1e-5)
+
+
+def test_four_rows_by_hand() -> None:
+    """Labels 0 1 | 0 1 at .1 .2 | .3 .4 pool to one half each: one block at the mean of all."""
+    knots = fit_isotonic(float32([0.1, 0.2, 0.3, 0.4]), labels_of([0, 1, 0, 1]), 1, 100)
+
+    assert knots.x.tolist() == [pytest.approx(0.25)]
+    assert knots.y.tolist() == [0.5]
+    # Room down to (0, 0): .5 / .25; up to (1, 1): .5 / .75. The flatter one counts.
+    assert knots.end_slope == pytest.approx(END_SLOPE_SHARE * 0.5 / 0.75)
+
+
+@given(samples, st.integers(1, 5), st.integers(1, 8))
+@settings(deadline=None)
+def test_knots_rise_strictly_with_enough_events_each(
+    sample: tuple[list[int], list[int]], events_min: int, blocks_max: int
+) -> None:
+    """Any data: strictly rising, apart, at most as many as asked, inside (0, 1), the mean kept."""
+    predictions, labels = percent(sample[0]), labels_of(sample[1])
+    assume(events_min <= labels.sum() <= len(labels) - events_min)
+
+    knots = fit_isotonic(predictions, labels, events_min, blocks_max)
+
+    assert (np.diff(knots.x) > DISTANCE_MIN / 2 * knots.x[:-1]).all()
+    assert (np.diff(knots.y) > 0).all()
+    assert 1 <= len(knots.x) <= blocks_max
+    assert 0 < knots.y[0] <= labels.mean() + 1e-6
+    assert labels.mean() - 1e-6 <= knots.y[-1] < 1
+    assert 0 < knots.end_slope < 1
+
+
+@given(samples, st.randoms(use_true_random=False))
+@settings(deadline=None)
+def test_order_of_rows_does_not_matter(sample: tuple[list[int], list[int]], random: Any) -> None:
+    """Equal predictions are one point, so neither does their order."""
+    assume(0 < sum(sample[1]) < len(sample[1]))
+    pairs = list(zip(*sample, strict=True))
+    random.shuffle(pairs)
+    knots = fit_isotonic(percent(sample[0]), labels_of(sample[1]), 1, 50)
+    shuffled = fit_isotonic(percent([p for p, _ in pairs]), labels_of([y for _, y in pairs]), 1, 50)
+
+    assert knots.x.tolist() == shuffled.x.tolist()
+    assert knots.y.tolist() == shuffled.y.tolist()
+
+
+def test_constant_predictions_give_one_knot() -> None:
+    """There is one thing to say: the base rate."""
+    knots = fit_isotonic(np.full(10, 0.3, np.float32), labels_of([1, 0, 0, 0, 0] * 2), 1, 50)
+
+    assert (knots.x.tolist(), knots.y.tolist()) == ([pytest.approx(0.3)], [pytest.approx(0.2)])
+
+
+@pytest.mark.parametrize("prediction", [0.0, 1.0])
+def test_saturated_predictions_leave_a_usable_slope(prediction: float) -> None:
+    """A raw probability of exactly 0 or 1 has room on one side only."""
+    knots = fit_isotonic(np.full(4, prediction, np.float32), labels_of([1, 0, 0, 0]), 1, 50)
+
+    assert 0 < knots.end_slope < 1
+
+
+@pytest.mark.parametrize("labels", [[0, 0, 0], [1, 1, 1]])
+def test_one_class_only_is_refused(labels: list[int]) -> None:
+    """There is nothing to fit a rise to."""
+    with pytest.raises(ValueError, match="too few of one"):
+        fit_isotonic(float32([0.1, 0.2, 0.3]), labels_of(labels), 1, 50)
+
+
+def test_no_rows_are_refused() -> None:
+    """An empty head has neither class."""
+    with pytest.raises(ValueError, match="0 positives and 0 negatives"):
+        fit_isotonic(float32([]), labels_of([]), 1, 50)
+
+
+def test_nan_predictions_are_refused() -> None:
+    """They would sort anywhere."""
+    with pytest.raises(ValueError, match="NaN"):
+        fit_isotonic(float32([0.1, float("nan")]), labels_of([0, 1]), 1, 50)
+
+
+@pytest.mark.parametrize("rate", [1e-4, 0.01, 0.3, 1.0])
+def test_prior_correction_follows_the_formula(rate: float) -> None:
+    """r q / (1 - q + r q), within 1 % where a net's answers lie; strictly rising."""
+    knots = prior_correction(rate)
+    q = np.linspace(0.001, 0.9999, 5_000).astype(np.float32)
+    q64 = q.astype(np.float64)
+
+    np.testing.assert_allclose(apply_knots(knots, q), rate * q64 / (1 - q64 + rate * q64), rtol=0.01)
+    assert (np.diff(knots.x) > 0).all()
+    assert (np.diff(knots.y) > 0).all()
+
+
+def test_lines_beyond_the_ends_stay_inside_zero_and_one() -> None:
+    """So that no plateau ties the best, and no probability is certain."""
+    knots = fit_isotonic(float32([0.2, 0.3, 0.6, 0.7]), labels_of([0, 1, 1, 1]), 1, 50)
+
+    ends = apply_knots(knots, float32([0.0, 1.0]))
+
+    assert 0 < ends[0] < knots.y[0]
+    assert knots.y[-1] < ends[1] < 1
+
+
+def test_map_of_knots_by_hand() -> None:
+    """Knots (.2, .1), (.4, .5), slope .1: lines inside and beyond, clipped."""
+    knots = Knots(float32([0.2, 0.4]), float32([0.1, 0.5]), 0.1)
+
+    mapped = apply_knots(knots, float32([0.0, 0.2, 0.3, 0.4, 1.0]))
+
+    assert mapped.tolist() == [pytest.approx(v, abs=1e-7) for v in (0.08, 0.1, 0.3, 0.5, 0.56)]
+    assert steepest_slope(knots) == pytest.approx(2.0)
+    assert apply_knots(Knots(float32([0.5]), float32([0.01]), 1.0), float32([0.0])).tolist() == [0.0]
+
+
+def test_identity_changes_nothing() -> None:
+    """What an uncalibrated graph carries."""
+    q = float32([0.0, 1e-6, 0.25, 1.0])
+
+    assert (apply_knots(IDENTITY, q) == q).all()
