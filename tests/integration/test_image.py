@@ -47,7 +47,6 @@ def image() -> Iterator[Image]:
         inspect = subprocess.check_output([*buildah, "inspect", "--type", "image", IMAGE])
         container = subprocess.check_output([*buildah, "from", "--pull-never", IMAGE], text=True).strip()
         yield Image(json.loads(inspect)["Docker"]["config"], [*buildah, "run", container, "--"])
-        subprocess.run([*buildah, "rm", "--all"], capture_output=True, timeout=60, check=True)
 
 
 class Running(NamedTuple):
@@ -96,7 +95,8 @@ def test_its_health_check_fails_where_nothing_serves(image: Image) -> None:
 
     done = image.run("env", "TIMELINE_RANKER_GRPC_PORT=1", "sh", "-c", command)
 
-    assert (done.returncode, done.stderr) == (1, "timeline-ranker health: 127.0.0.1:1: UNAVAILABLE\n")
+    assert done.returncode == 1
+    assert done.stderr.startswith("timeline-ranker health: 127.0.0.1:1: UNAVAILABLE\n")
 
 
 def test_it_runs_as_nobody_in_particular(image: Image) -> None:
