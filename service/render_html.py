@@ -55,7 +55,7 @@ _PAGE = """<!doctype html>
 def render_html(view: TimelineView) -> str:
     """The timeline as an HTML page that needs nothing from anywhere else and runs no script."""
     scores = [tweet.score for tweet in view.tweets if tweet.scored]
-    cards = _Cards(view.heads, score_max=max(scores, default=0.0))
+    cards = _Cards(view.heads, min([0.0, *scores]), max(scores, default=0.0))
     newest_first = view.newest_first()
     return _PAGE.format(
         title=f"Timeline of viewer {view.viewer_id}",
@@ -78,9 +78,10 @@ class _Cards:
     is a single line.
     """
 
-    def __init__(self, heads: tuple[str, ...], score_max: float) -> None:
+    def __init__(self, heads: tuple[str, ...], score_min: float, score_max: float) -> None:
         self._heads = heads
-        self._score_max = score_max
+        self._score_min = score_min
+        self._score_range = score_max - score_min
 
     def in_ranking(self, tweet: TweetView) -> str:
         place = f'<a class="place" href="#t{tweet.tweet_id}">#{tweet.time_place:,} by time</a>'
@@ -107,8 +108,9 @@ class _Cards:
         )
 
     def _score(self, tweet: TweetView) -> str:
-        share = tweet.score / self._score_max if self._score_max > 0 else 0.0
-        width = 100 * min(max(share, 0.0), 1.0)
+        """The score, and a bar: full for the best, empty for 0 or, where there are negative scores, for the worst."""
+        share = (tweet.score - self._score_min) / self._score_range if self._score_range > 0 else 0.0
+        width = 100 * share
         return (
             f'<div class="score"><b>{score_words(tweet.score)}</b>'
             f'<div class="bar"><i style="width:{width:.1f}%"></i></div></div>'
@@ -130,7 +132,8 @@ def _ranking(view: TimelineView, cards: _Cards) -> str:
         if name == "remainder":
             parts.append(f"<details><summary>{title}</summary>{rows or _EMPTY}</details>")
         else:
-            parts.append(f'<section class="{name}"><h3>{title}</h3>{rows or _EMPTY}</section>')
+            empty = f'<p class="empty">{escape(view.icymi)}</p>' if name == "icymi" else _EMPTY
+            parts.append(f'<section class="{name}"><h3>{title}</h3>{rows or empty}</section>')
     return "\n".join(parts)
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from html.parser import HTMLParser
 
 import pytest
@@ -114,9 +115,27 @@ def test_text_of_others_stays_text(field: str) -> None:
     assert "&lt;img src=&quot;x&quot;&gt;&amp;amp;" in html
 
 
+def test_bars_span_from_the_worst_to_the_best_score() -> None:
+    """1.25, 0.5 and -0.25: the ranked Tweet is half way."""
+    html = render_html(timeline_view(timelines.request(), timelines.response(), now_ms=0, round_trip_us=5))
+
+    assert re.findall(r'class="bar"><i style="width:([^"]*)"', html) == ["100.0%", "50.0%", "50.0%", "100.0%"]
+
+
+def test_an_empty_module_says_why() -> None:
+    """The decision stands where its Tweets would."""
+    response = timelines.response()
+    response.icymi.Clear()
+    response.icymi_decision = pb.ICYMI_DECISION_TOO_RECENT
+
+    html = render_html(timeline_view(timelines.request(), response, now_ms=0, round_trip_us=5))
+
+    assert '<p class="empty">not shown: last visit too recent</p>' in html
+
+
 def test_an_empty_timeline_is_a_page_too() -> None:
     """Both columns say that there is nothing."""
     html = render_html(timeline_view(pb.RankTimelineRequest(), pb.RankTimelineResponse(), now_ms=0, round_trip_us=5))
 
     assert Page(html).cards == {}
-    assert html.count("No Tweets.") == 4
+    assert html.count("No Tweets.") == 3
