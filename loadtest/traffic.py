@@ -21,8 +21,9 @@ AUTHORS = 100
 ABSENT_SHARE = 1 / 3
 REQUESTS = 64  # the inputs that a measurement rotates over
 
-# Candidates per timeline view -> share of the views: mostly frequent visitors, some who were away for days.
-CANDIDATES_MIX = {20: 0.10, 60: 0.20, 150: 0.30, 400: 0.25, 900: 0.10, 1500: 0.05}
+# Candidates per timeline view -> share of the views; as the visits of the simulated world have them, whose quantiles
+# are 9 (10 %), 32 (25 %), 100 (50 %), 346 (75 %), 903 (90 %) and 2,435 (99 %).
+CANDIDATES_MIX = {10: 0.15, 30: 0.15, 70: 0.20, 150: 0.15, 350: 0.15, 800: 0.12, 1_500: 0.06, 2_500: 0.02}
 
 REQUEST_TIME_MS = 1_750_000_000_000
 AWAY_MS = 14 * 3_600_000  # long enough for the ICYMI module

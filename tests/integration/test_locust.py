@@ -10,6 +10,7 @@ from pathlib import Path
 import grpc
 import pytest
 
+from loadtest import traffic
 from service.generated.timelines.ranking.v1 import ranking_pb2 as pb
 from tests import toy
 from tests.server_process import Addresses
@@ -36,7 +37,7 @@ def test_users_get_their_timelines(toy_server: Addresses) -> None:
 
     assert done.returncode == 0, done.stderr
     rows = dict(re.findall(r"^ +(\d+|all) +(\d+) ", done.stdout, re.MULTILINE))
-    assert list(rows) == ["20", "60", "150", "400", "900", "1500", "all"]
+    assert list(rows) == [*map(str, traffic.CANDIDATES_MIX), "all"]
     assert int(rows["all"]) == sum(int(count) for tweets, count in rows.items() if tweets != "all") > 0
     assert re.search(rf"^grpc +RankTimeline +{rows['all']} +0\(0\.00%\)", done.stderr, re.MULTILINE)
 
