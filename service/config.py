@@ -29,6 +29,7 @@ class Config:
     Attributes:
         bundle: Directory of the model to serve.
         policy: TOML file with the timeline policy; None: the defaults.
+        experiments: TOML file with the experiments; None: none.
         host: Address to listen on.
         grpc_port: 0: any free one.
         metrics_port: 0: any free one.
@@ -42,6 +43,7 @@ class Config:
 
     bundle: Path
     policy: Path | None
+    experiments: Path | None
     host: str
     grpc_port: int
     metrics_port: int
@@ -96,6 +98,7 @@ def _flags() -> tuple[_Flag, ...]:
     return (
         _Flag("bundle", Path, DEFAULT_BUNDLE, "directory of the model to serve; the embedded one by default"),
         _Flag("policy", Path, None, "TOML file with the timeline policy"),
+        _Flag("experiments", Path, None, "TOML file with the experiments"),
         _Flag("host", str, "0.0.0.0", "address to listen on"),  # noqa: S104 - a server in a container must
         _Flag("grpc_port", int, 8001, "0: any free one"),
         _Flag("metrics_port", int, 8002, "0: any free one"),

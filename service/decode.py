@@ -6,7 +6,7 @@ What is wrong raises InvalidRequest with the path of the field. Repeated fields 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
@@ -125,10 +125,9 @@ def check_times(last_visit_ms: int, request_time_ms: int) -> None:
         raise InvalidRequest("last_visit_ms", f"{last_visit_ms} is after the request's time, {request_time_ms}")
 
 
-def check_forced_arms(arms: Iterable[str]) -> None:
-    """No experiments run: whatever a request forces is unknown."""
-    for experiment in arms:
-        raise InvalidRequest("forced_arms", f"there is no experiment {experiment!r}")
+def check_forced_arms(arms: Mapping[str, str], limits: Limits) -> None:
+    """Whether there are such experiments and arms is another question."""
+    _check_strings("forced_arms", (*arms, *arms.values()), limits)
 
 
 class Decoder:

@@ -45,7 +45,9 @@ def rank_response(
         icymi_decision=timeline.decision,
         degradation=pb.DEGRADATION_NONE,
         heads=served.model.schema.head_names,
-        served_by=pb.ServedBy(model_version=served.model.version, policy_version=served.policy.version),
+        served_by=pb.ServedBy(
+            model_version=served.model.version, policy_version=served.policy.version, arms=served.arms
+        ),
         timings=pb.Timings(**{f"{stage}_us": ns // 1_000 for stage, ns in stages_ns.items()}),
         features=pb.FeatureCounts(
             viewer=_columns(counts.viewer), authors=_columns(counts.authors), tweets=_columns(counts.tweets)

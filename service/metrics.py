@@ -6,7 +6,7 @@ Children are bound once here: looking one up by its labels costs as much as coun
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator
 
 import grpc
 import numpy as np
@@ -40,7 +40,8 @@ class MethodMetrics:
 class Metrics:
     """The metrics of one server, in a registry of their own."""
 
-    def __init__(self, service: str, methods: Iterable[str]) -> None:
+    def __init__(self, service: str, methods: Iterable[str], arms: Iterable[tuple[str, str]]) -> None:
+        """Makes the series of a gRPC service, its methods, and all pairs of experiment and arm."""
         self.registry = CollectorRegistry()
         labels = ("grpc_service", "grpc_method")
         started = Counter("grpc_server_started_total", "Calls begun.", labels, registry=self.registry)
@@ -77,18 +78,27 @@ class Metrics:
             "timeline_features_total", "Feature columns, by how they fared.", ("group", "state"), registry=self.registry
         )
         self._features = [[features.labels(group, state) for state in STATES] for group in GROUPS]
-        self._probability: ProbabilityHistogram | None = None
+        self._probability = ProbabilityHistogram()
+        self.registry.register(self._probability)
+        arm = Counter("timeline_arm_total", "Timelines, by arm.", ("experiment", "arm"), registry=self.registry)
+        self._arms = {names: arm.labels(*names) for names in arms}
         self._model_info = Gauge(
-            "timeline_model_info", "1 for the model that serves.", ("version", "sha256"), registry=self.registry
+            "timeline_model_info", "1 for each model that serves.", ("version", "sha256"), registry=self.registry
         )
+        self._models: set[tuple[str, str]] = set()
         loads = Counter("timeline_model_loads_total", "Attempts to load a model.", ("result",), registry=self.registry)
         self.loads = {result: loads.labels(result) for result in LOAD_RESULTS}
 
-    def serve(self, model: Model) -> None:
-        """Tells of the one model that the server serves."""
-        self._model_info.labels(model.version, model.sha256).set(1)
-        self._probability = ProbabilityHistogram(model.schema.head_names)
-        self.registry.register(self._probability)
+    def serve(self, models: Collection[Model]) -> None:
+        """Tells of the models that serve from now on."""
+        for model in models:
+            self._probability.add_heads(model.schema.head_names)
+        serving = {(model.version, model.sha256) for model in models}
+        for labels in serving:
+            self._model_info.labels(*labels).set(1)
+        for labels in self._models - serving:
+            self._model_info.remove(*labels)
+        self._models = serving
 
     def observe(self, answer: Answer) -> None:
         """Counts what one answer was about."""
@@ -99,10 +109,11 @@ class Metrics:
             for counter, count in zip(counters, counts, strict=False):  # the counts end with unknown categories
                 if count:
                     counter.inc(count)
-        if answer.decision is not None:
-            self._icymi[answer.decision].inc()
-        if self._probability is not None:
-            self._probability.observe(answer.probabilities)
+        self._probability.observe(answer.heads, answer.probabilities)
+        if answer.ranking is not None:
+            self._icymi[answer.ranking.timeline.decision].inc()
+            for names in answer.ranking.arms.items():
+                self._arms[names].inc()
 
 
 class ProbabilityHistogram(Collector):
@@ -112,46 +123,45 @@ class ProbabilityHistogram(Collector):
     """
 
     EXPONENTS = 16
+    _BUCKETS = EXPONENTS + 1
 
-    def __init__(self, heads: Sequence[str]) -> None:
-        self._heads = heads
-        self._bins = self.EXPONENTS + 1
-        # Where each head's bins begin, row after row: adding a row of heads to every row costs three times as much.
-        # Replaced by a longer one when a request has more Tweets than any before.
-        self._offsets: NDArray[np.int32] = np.empty(0, np.int32)
-        # Guards the two arrays below; held for an addition of small arrays or a copy of them, never across a call out.
+    def __init__(self) -> None:
+        # Guards all below. Held for an addition of small arrays or a copy of them, never across a call out.
         self._lock = threading.Lock()
-        self._counts: NDArray[np.int64] = np.zeros(len(heads) * self._bins, np.int64)
-        self._sums: NDArray[np.float64] = np.zeros(len(heads))
+        self._heads: dict[str, int] = {}
+        self._counts: NDArray[np.int64] = np.zeros(0, np.int64)
+        self._sums: NDArray[np.float64] = np.zeros(0)
+        # Heads of a model -> which of the heads above they are. Only ever added to.
+        self._places: dict[tuple[str, ...], NDArray[np.intp]] = {}
 
-    def observe(self, probabilities: Floats) -> None:
-        """Counts float32 [N, heads] in [0, 1]; the sums are right to six digits."""
-        rows = len(probabilities)
-        offsets = self._offsets
-        if len(offsets) < probabilities.size:
-            offsets = np.tile(np.arange(len(self._heads), dtype=np.int32) * self._bins, rows)
-            self._offsets = offsets
-        # A bucket has its upper end within, so step one float down first: now 2^-k and all above 2^-(k+1) share an
-        # exponent. What is stored for it is 126 for the bucket that ends at 1.
-        bins = probabilities.ravel().view(np.int32) - 1
-        bins >>= 23
-        np.maximum(bins, 126 - self.EXPONENTS, out=bins)
-        bins += offsets[: len(bins)]
-        counts = np.bincount(bins - (126 - self.EXPONENTS), minlength=len(self._counts))
-        sums = np.ones(rows, np.float32) @ probabilities  # a fifth of what sum(axis=0) takes
+    def add_heads(self, heads: tuple[str, ...]) -> None:
+        """Begins the series of the heads that are new; those of a model that no longer serves stay."""
         with self._lock:
-            self._counts += counts
-            self._sums += sums
+            places = [self._heads.setdefault(head, len(self._heads)) for head in heads]
+            self._sums = np.pad(self._sums, (0, len(self._heads) - len(self._sums)))
+            self._counts = np.pad(self._counts, (0, len(self._heads) * self._BUCKETS - len(self._counts)))
+        self._places[heads] = np.array(places, np.intp)
+
+    def observe(self, heads: tuple[str, ...], probabilities: Floats) -> None:
+        """Counts float32 [N, heads] in [0, 1]; `heads` were added in one go."""
+        places = self._places[heads]
+        # A bucket has its upper end within: one step down from a power of two has the exponent below. The exponent of
+        # 1, just before, is 126 as it is stored.
+        exponents = (probabilities.view(np.int32) - 1) >> 23
+        bins = np.maximum(exponents - (126 - self.EXPONENTS), 0) + places * self._BUCKETS
+        counts = np.bincount(bins.ravel())
+        sums = probabilities.sum(axis=0, dtype=np.float64)
+        with self._lock:
+            self._counts[: len(counts)] += counts
+            self._sums[places] += sums
 
     def collect(self) -> Iterator[HistogramMetricFamily]:
         """The histogram as Prometheus wants it: cumulative."""
         with self._lock:
-            counts, sums = self._counts.copy(), self._sums.copy()
+            heads, counts, sums = list(self._heads), self._counts.copy(), self._sums.copy()
         family = HistogramMetricFamily("timeline_probability", "Calibrated probabilities.", labels=["head"])
         bounds = [str(2.0**-exponent) for exponent in range(self.EXPONENTS, -1, -1)]
-        for head, cumulative, total in zip(
-            self._heads, counts.reshape(len(self._heads), -1).cumsum(axis=1), sums, strict=True
-        ):
+        for head, cumulative, total in zip(heads, counts.reshape(-1, self._BUCKETS).cumsum(axis=1), sums, strict=True):
             buckets = [(bound, float(count)) for bound, count in zip(bounds, cumulative, strict=True)]
             family.add_metric([head], [*buckets, ("+Inf", float(cumulative[-1]))], sum_value=float(total))
         yield family

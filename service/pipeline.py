@@ -2,11 +2,11 @@
 
     1. decode    protobuf -> arrays, and the checks
     2. admit     whether the caller still waits
-    3. assign    the model and policy that answer
+    3. assign    the viewer to arms of experiments -> the model and policy that answer
     4. align     the caller's columns -> the model's
     5. score     one run of the model
     6. combine   the heads -> one relevance
-    7. build     the timeline
+    7. build     the timeline, a Tweet explored now and then
     8. encode    arrays -> protobuf
 
 Nothing here knows gRPC, looks at a clock of its own or keeps anything: what the world adds to a request comes in a
@@ -15,7 +15,7 @@ Nothing here knows gRPC, looks at a clock of its own or keeps anything: what the
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,13 +32,14 @@ from service.decode import (
     parse,
 )
 from service.encode import Contributions, add_explanation, describe_response, rank_response, score_response
-from service.errors import DeadlinePassed, UnknownModel
+from service.errors import DeadlinePassed
+from service.exploration import explore
 from service.generated.timelines.ranking.v1 import ranking_pb2 as pb
 from service.model import Served
 from service.relevance import relevance
-from service.timeline import Rows
+from service.serving import Serving
+from service.timeline import Rows, Timeline
 
-STABLE = "stable"
 STAGES = ("decode", "queue", "align", "score", "combine", "build", "encode")
 
 
@@ -62,22 +63,43 @@ class Call:
 
 
 @dataclass(frozen=True, slots=True)
+class Ranking:
+    """How one timeline came to be.
+
+    Attributes:
+        viewer_id: Whose it is.
+        request_id: The request's, or the one made up.
+        arms: Experiment -> arm.
+        timeline: As served.
+        inclusion_probabilities: float32 [N], see `explore`; None: nothing was explored.
+    """
+
+    viewer_id: int
+    request_id: str
+    arms: Mapping[str, str]
+    timeline: Timeline
+    inclusion_probabilities: Floats | None
+
+
+@dataclass(frozen=True, slots=True)
 class Answer:
-    """A response, and what the metrics want to know about it.
+    """A response, and what metrics and served log want to know about it.
 
     Attributes:
         body: The serialised response.
         stages_ns: Nanoseconds by stage.
+        heads: Names of the heads.
         probabilities: float32 [N, heads], calibrated.
         counts: How the request's columns fared.
-        decision: Of the ICYMI module; None where no timeline was asked for.
+        ranking: None where no timeline was asked for.
     """
 
     body: bytes
     stages_ns: dict[str, int]
+    heads: tuple[str, ...]
     probabilities: Floats
     counts: Counts
-    decision: pb.IcymiDecision.ValueType | None
+    ranking: Ranking | None
 
 
 class _Stopwatch:
@@ -96,7 +118,7 @@ class _Stopwatch:
         self._last_ns = now_ns
 
 
-def rank_timeline(body: bytes, stable: Served, decoder: Decoder, call: Call) -> Answer:
+def rank_timeline(body: bytes, serving: Serving, decoder: Decoder, call: Call) -> Answer:
     """Answers a RankTimelineRequest.
 
     Raises:
@@ -107,11 +129,11 @@ def rank_timeline(body: bytes, stable: Served, decoder: Decoder, call: Call) -> 
     request_time_ms = request.request_time_ms or call.now_ms
     check_header(request, decoder.limits)
     check_times(request.last_visit_ms, request_time_ms)
-    check_forced_arms(request.forced_arms)
+    check_forced_arms(request.forced_arms, decoder.limits)
     candidates = decoder.candidates(request.candidates)
     watch.lap("decode")
 
-    served = assign(request.model, stable)
+    served = serving.assign(request.viewer_id, request.model, request.forced_arms)
     tables, counts = served.model.aligner.align(candidates)
     watch.lap("align")
 
@@ -123,30 +145,34 @@ def rank_timeline(body: bytes, stable: Served, decoder: Decoder, call: Call) -> 
     relevances = relevance(scores.probabilities, weights)
     watch.lap("combine")
 
+    def raw_relevances() -> Floats:
+        return relevance(scores.raw, weights)
+
     timeline = timeline_rules.build(
-        candidates,
-        relevances,
-        lambda: relevance(scores.raw, weights),
-        request.last_visit_ms,
-        request_time_ms,
-        served.policy,
+        candidates, relevances, raw_relevances, request.last_visit_ms, request_time_ms, served.policy
     )
+    request_id = request.request_id or call.make_id()
+    inclusion_probabilities = None
+    if served.exploration_epsilon:
+        timeline, inclusion_probabilities = explore(
+            timeline, candidates, raw_relevances, served.exploration_epsilon, request_id
+        )
     watch.lap("build")
 
     if request.explain:
         shown = np.concatenate((timeline.icymi, timeline.ranked))
         contributions = explain(tables, shown, relevances, served)
         watch.lap("score")
-    request_id = request.request_id or call.make_id()
     response = rank_response(request_id, candidates, timeline, scores, counts, served, watch.stages_ns)
     if request.explain:
         add_explanation(response, shown, scores, timeline, contributions)
     answer_body = response.SerializeToString()
     watch.lap("encode")
-    return Answer(answer_body, watch.stages_ns, scores.probabilities, counts, timeline.decision)
+    ranking = Ranking(request.viewer_id, request_id, served.arms, timeline, inclusion_probabilities)
+    return Answer(answer_body, watch.stages_ns, served.model.schema.head_names, scores.probabilities, counts, ranking)
 
 
-def score_tweets(body: bytes, stable: Served, decoder: Decoder, call: Call) -> Answer:
+def score_tweets(body: bytes, serving: Serving, decoder: Decoder, call: Call) -> Answer:
     """Answers a ScoreTweetsRequest; raises as `rank_timeline` does."""
     watch = _Stopwatch(call)
     request = parse(pb.ScoreTweetsRequest, body)
@@ -154,7 +180,7 @@ def score_tweets(body: bytes, stable: Served, decoder: Decoder, call: Call) -> A
     candidates = decoder.candidates(request.candidates)
     watch.lap("decode")
 
-    served = assign(request.model, stable)
+    served = serving.assign(request.viewer_id, request.model, {})
     tables, counts = served.model.aligner.align(candidates)
     watch.lap("align")
 
@@ -168,29 +194,22 @@ def score_tweets(body: bytes, stable: Served, decoder: Decoder, call: Call) -> A
     request_id = request.request_id or call.make_id()
     answer_body = score_response(request_id, candidates, scores, relevances, request.raw, served).SerializeToString()
     watch.lap("encode")
-    return Answer(answer_body, watch.stages_ns, scores.probabilities, counts, None)
+    return Answer(answer_body, watch.stages_ns, served.model.schema.head_names, scores.probabilities, counts, None)
 
 
-def describe_model(body: bytes, stable: Served, decoder: Decoder, _: Call) -> bytes:
+def describe_model(body: bytes, serving: Serving, decoder: Decoder, _: Call) -> bytes:
     """Answers a DescribeModelRequest; raises InvalidRequest and UnknownModel."""
     request = parse(pb.DescribeModelRequest, body)
     check_model(request.model, decoder.limits)
-    return describe_response(assign(request.model, stable), decoder.limits).SerializeToString()
+    return describe_response(serving.untreated(request.model), decoder.limits).SerializeToString()
 
 
 # By the name of the method that each answers.
-METHODS: dict[str, Callable[[bytes, Served, Decoder, Call], Answer | bytes]] = {
+METHODS: dict[str, Callable[[bytes, Serving, Decoder, Call], Answer | bytes]] = {
     "RankTimeline": rank_timeline,
     "ScoreTweets": score_tweets,
     "DescribeModel": describe_model,
 }
-
-
-def assign(model: str, stable: Served) -> Served:
-    """What answers a request that asks for `model`: a label, a version, or nothing in particular."""
-    if model not in ("", STABLE, stable.model.version):
-        raise UnknownModel(f"no model {model!r} is served; there is {STABLE!r}, version {stable.model.version!r}")
-    return stable
 
 
 def admit(call: Call) -> None:

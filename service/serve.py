@@ -14,9 +14,12 @@ from google.protobuf.internal import api_implementation
 
 from service.bundle import BundleError
 from service.config import Config, ConfigError, add_arguments, from_arguments
-from service.model import Served, load_model
-from service.policy import Policy, PolicyError, effective, read_policy
+from service.experiments import Experiments, ExperimentsError, read_experiments
+from service.model import load_model
+from service.policy import Policy, PolicyError, read_policy
+from service.repository import STABLE
 from service.server import Server
+from service.serving import Serving, ServingError
 
 __all__ = ["add_arguments", "run"]
 
@@ -44,31 +47,30 @@ def run(arguments: argparse.Namespace) -> int:
     signal.signal(signal.SIGINT, on_signal)
     try:
         config = from_arguments(arguments, os.environ)
-        policy = _read_policy(config)
-    except (ConfigError, PolicyError) as error:
+        experiments = _read_experiments(config, _read_policy(config))
+    except ConfigError as error:
         print(f"timeline-ranker serve: {error}", file=sys.stderr)
         return USAGE
     logger.info("settings: %s", config)
-    return _serve(config, policy, stop, hurry)
+    return _serve(config, experiments, stop, hurry)
 
 
-def _serve(config: Config, policy: Policy, stop: threading.Event, hurry: threading.Event) -> int:
-    server = Server(config)
+def _serve(config: Config, experiments: Experiments, stop: threading.Event, hurry: threading.Event) -> int:
+    server = Server(config, experiments.arms)
     try:
         server.start()
     except OSError as error:
         print(f"timeline-ranker serve: {error}", file=sys.stderr)
         return FAILED
     try:
-        model = load_model(config.bundle, config.intra_op_threads)
-        served = Served(model, effective(policy, model.schema, model.icymi_relevance_min))
-    except (BundleError, PolicyError) as error:
-        for line in error.faults if isinstance(error, BundleError) else [f"policy: {error}"]:
+        server.serve(Serving({STABLE: load_model(config.bundle, config.intra_op_threads)}, experiments))
+    except (BundleError, ServingError) as error:
+        for line in error.faults if isinstance(error, BundleError) else [str(error)]:
             print(f"timeline-ranker serve: {line}", file=sys.stderr)
         stop.set()
         server.drain(lambda _: None)
         return FAILED
-    server.serve(served)
+    server.metrics.loads["loaded"].inc()
     print(f"ready grpc={server.grpc_address} metrics={server.metrics_address}", flush=True)
     stop.wait()
     server.drain(hurry.wait)
@@ -80,5 +82,14 @@ def _read_policy(config: Config) -> Policy:
         return Policy()
     try:
         return read_policy(config.policy.read_text())
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError, PolicyError) as error:
         raise ConfigError(f"--policy {config.policy}: {error}") from error
+
+
+def _read_experiments(config: Config, policy: Policy) -> Experiments:
+    if config.experiments is None:
+        return Experiments((), policy)
+    try:
+        return Experiments(read_experiments(config.experiments.read_text()), policy)
+    except (OSError, UnicodeDecodeError, ExperimentsError) as error:
+        raise ConfigError(f"--experiments {config.experiments}: {error}") from error

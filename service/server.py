@@ -6,7 +6,7 @@ import functools
 import logging
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -21,8 +21,8 @@ from service.generated.timelines.ranking.v1 import ranking_pb2 as pb
 from service.health import Health
 from service.limits import Limits
 from service.metrics import MethodMetrics, Metrics
-from service.model import Served
 from service.pipeline import Answer, Call
+from service.serving import Serving
 
 logger = logging.getLogger(__name__)
 
@@ -32,13 +32,18 @@ NO_DEADLINE_S = 10 * 365 * 86_400.0
 
 
 class Server:
-    """Serves one model. `start`, then `serve` a model, then `drain`."""
+    """Serves models. `start`, then `serve` as often as there is something new, then `drain`.
 
-    def __init__(self, config: Config) -> None:
+    Attributes:
+        metrics: What it counts.
+    """
+
+    def __init__(self, config: Config, arms: Iterable[tuple[str, str]] = ()) -> None:
+        """Makes a server that listens nowhere yet; `arms` are all pairs of experiment and arm."""
         self._config = config
-        self._metrics = Metrics(SERVICE.full_name, [method.name for method in SERVICE.methods])
+        self.metrics = Metrics(SERVICE.full_name, [method.name for method in SERVICE.methods], arms)
         self._health = Health([SERVICE.full_name])
-        self._ranking = _RankingHandler(config.limits, self._metrics)
+        self._ranking = _RankingHandler(config.limits, self.metrics)
         self._pool = ThreadPoolExecutor(config.threads, "rank")
         limits = config.limits
         self._grpc = grpc.server(
@@ -76,16 +81,15 @@ class Server:
         except RuntimeError as error:
             raise OSError(f"cannot listen on {wanted}") from error
         self._http, self._http_thread = start_http_server(
-            self._config.metrics_port, host, registry=self._metrics.registry
+            self._config.metrics_port, host, registry=self.metrics.registry
         )
         self._ports = (grpc_port, self._http.server_port)
         self._grpc.start()
 
-    def serve(self, served: Served) -> None:
-        """Answers with `served`, which is loaded and warm, from now on."""
-        self._metrics.serve(served.model)
-        self._metrics.loads["loaded"].inc()
-        self._ranking.stable = served
+    def serve(self, serving: Serving) -> None:
+        """Answers with `serving`, whose models are warm, from now on; calls under way end on what they began on."""
+        self.metrics.serve(serving.models.values())
+        self._ranking.serving = serving
         self._health.serving()
 
     def drain(self, wait: Callable[[float], Any] = time.sleep) -> None:
@@ -112,7 +116,7 @@ class Server:
 class _Method(NamedTuple):
     """One method of the ranking service: what answers it, and its metrics."""
 
-    run: Callable[[bytes, Served, Decoder, Call], Answer | bytes]
+    run: Callable[[bytes, Serving, Decoder, Call], Answer | bytes]
     metrics: MethodMetrics
 
 
@@ -120,11 +124,11 @@ class _RankingHandler(grpc.GenericRpcHandler):
     """Answers the ranking service's methods from bytes to bytes, so that a body that does not parse is ours to refuse.
 
     Attributes:
-        stable: What answers; None until a model is loaded. Replaced as one reference, read once per call.
+        serving: What answers; None until a model is loaded. Replaced as one reference, read once per call.
     """
 
     def __init__(self, limits: Limits, metrics: Metrics) -> None:
-        self.stable: Served | None = None
+        self.serving: Serving | None = None
         self._decoder = Decoder(limits)
         self._metrics = metrics
         self._methods = {
@@ -167,8 +171,8 @@ class _RankingHandler(grpc.GenericRpcHandler):
             self._running.discard(context)
 
     def _run(self, method: _Method, arrived_ns: int, body: bytes, context: grpc.ServicerContext) -> Answer | bytes:
-        stable = self.stable
-        if stable is None:
+        serving = self.serving
+        if serving is None:
             raise errors.NotServing("no model is loaded yet")
         remaining_s = context.time_remaining()
         if remaining_s is None or remaining_s > NO_DEADLINE_S:
@@ -180,7 +184,7 @@ class _RankingHandler(grpc.GenericRpcHandler):
             deadline_ns=time.perf_counter_ns() + remaining_s * 1e9,
             make_id=_make_id,
         )
-        return method.run(body, stable, self._decoder, call)
+        return method.run(body, serving, self._decoder, call)
 
 
 def _make_id() -> str:

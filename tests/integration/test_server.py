@@ -16,12 +16,14 @@ from grpc_health.v1 import health_pb2
 from service import config
 from service.align import Tables
 from service.errors import INTERNAL_TEXT
+from service.experiments import Experiments
 from service.generated.timelines.ranking.v1 import ranking_pb2 as pb
 from service.generated.timelines.ranking.v1 import ranking_pb2_grpc
-from service.model import Model, Served, load_model
-from service.policy import Policy, effective
+from service.model import Model, load_model
+from service.policy import Policy
 from service.scoring import Scorer, Scores
 from service.server import Server
+from service.serving import Serving
 from tests import toy
 
 THREADS = 2
@@ -90,7 +92,7 @@ def serving(server: Server, model: Model, scorer: HeldScorer) -> HeldScorer:
 
 
 def serve(server: Server, model: Model) -> None:
-    server.serve(Served(model, effective(Policy(), model.schema, model.icymi_relevance_min)))
+    server.serve(Serving({"stable": model}, Experiments((), Policy())))
 
 
 def check_health(channel: grpc.Channel) -> int:

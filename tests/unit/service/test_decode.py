@@ -261,7 +261,8 @@ def test_times() -> None:
 
 
 def test_forced_arms() -> None:
-    """Where no experiments run every forced one is unknown."""
-    check_forced_arms({})
-    with pytest.raises(InvalidRequest, match="forced_arms: there is no experiment 'colour'"):
-        check_forced_arms({"colour": "blue"})
+    """Names of experiments and arms are strings like all others."""
+    check_forced_arms({"e" * 256: "a" * 256}, Limits())
+    for arms in ({"e" * 257: "a"}, {"e": "a" * 257}):
+        with pytest.raises(InvalidRequest, match=r"^forced_arms: "):
+            check_forced_arms(arms, Limits())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import grpc
@@ -18,7 +19,10 @@ from service.decode import Floats
 from service.generated.timelines.ranking.v1 import ranking_pb2 as pb
 from service.metrics import Metrics, ProbabilityHistogram
 from service.model import load_model
-from service.pipeline import Answer
+from service.pipeline import Answer, Ranking
+from service.schema import Head, Schema
+from service.timeline import Timeline
+from tests import toy
 
 COUNTS = Counts(ColumnCounts(1, 2, 3, 9), ColumnCounts(0, 4, 0, 9), ColumnCounts(5, 0, 0, 9))
 
@@ -27,16 +31,24 @@ def value(metrics: Metrics, name: str, **labels: str) -> float | None:
     return metrics.registry.get_sample_value(name, labels)
 
 
-def answer(decision: pb.IcymiDecision.ValueType | None = pb.ICYMI_DECISION_SHOWN) -> Answer:
+NO_ROWS = np.empty(0, np.intp)
+NO_FLOATS = np.empty(0, np.float32)
+TIMELINE = Timeline(NO_ROWS, NO_ROWS, NO_ROWS, pb.ICYMI_DECISION_SHOWN, NO_FLOATS, NO_FLOATS)
+
+
+RANKING = Ranking(1, "r", {"e": "b"}, TIMELINE, None)
+
+
+def answer(ranking: Ranking | None = RANKING) -> Answer:
     """Two Tweets, three heads, 3 ms in the model."""
     probabilities = np.array([[0.5, 0.25, 0], [0.3, 0.1, 0]], np.float32)
-    return Answer(b"", {"decode": 150_000, "score": 3_000_000}, probabilities, COUNTS, decision)
+    return Answer(b"", {"decode": 150_000, "score": 3_000_000}, toy.SCHEMA.head_names, probabilities, COUNTS, ranking)
 
 
 def test_every_series_is_there_from_the_start(toy_bundle: Path) -> None:
     """A counter that appears with its first event has no rate for it."""
-    metrics = Metrics("a.B", ["One", "Two"])
-    metrics.serve(load_model(toy_bundle, threads=1))
+    metrics = Metrics("a.B", ["One", "Two"], [("e", "a"), ("e", "b")])
+    metrics.serve([load_model(toy_bundle, threads=1)])
 
     assert value(metrics, "grpc_server_started_total", grpc_service="a.B", grpc_method="Two") == 0
     for code in grpc.StatusCode:
@@ -51,22 +63,46 @@ def test_every_series_is_there_from_the_start(toy_bundle: Path) -> None:
             assert value(metrics, "timeline_features_total", group=group, state=state) == 0
     for head in ("like", "reply", "negative"):
         assert value(metrics, "timeline_probability_count", head=head) == 0
+    for arm in ("a", "b"):
+        assert value(metrics, "timeline_arm_total", experiment="e", arm=arm) == 0
     assert value(metrics, "timeline_icymi_total", decision="unspecified") is None
 
 
 def test_the_model_that_serves(toy_bundle: Path) -> None:
     """Version and hash are labels of a gauge that is 1."""
-    metrics = Metrics("a.B", [])
+    metrics = Metrics("a.B", [], [("e", "a"), ("e", "b")])
     model = load_model(toy_bundle, threads=1)
-    metrics.serve(model)
+    metrics.serve([model])
 
     assert value(metrics, "timeline_model_info", version=model.version, sha256=model.sha256) == 1
 
 
+def test_models_come_and_go(toy_bundle: Path) -> None:
+    """A model that serves no more has no series; the heads of a new one begin at 0, those of the old one go on."""
+    metrics = Metrics("a.B", [], [])
+    old = load_model(toy_bundle, threads=1)
+    heads = (Head("bookmark", 1.0, 1), *toy.SCHEMA.heads[:2])
+    new = replace(old, version="2", schema=Schema(toy.SCHEMA.features, heads))
+    metrics.serve([old])
+    metrics.observe(replace(answer(), ranking=None))
+    metrics.serve([old, new])
+
+    for model in (old, new):
+        assert value(metrics, "timeline_model_info", version=model.version, sha256=model.sha256) == 1
+    assert value(metrics, "timeline_probability_count", head="bookmark") == 0
+    metrics.serve([new])
+    metrics.observe(replace(answer(), heads=("bookmark", "like", "reply"), ranking=None))
+    assert value(metrics, "timeline_model_info", version=old.version, sha256=old.sha256) is None
+    assert value(metrics, "timeline_model_info", version="2", sha256=new.sha256) == 1
+    sums = {head: value(metrics, "timeline_probability_sum", head=head) for head in ("bookmark", "like", "reply")}
+    assert sums == pytest.approx({"bookmark": 0.8, "like": 0.8 + 0.35, "reply": 0.35})
+    assert value(metrics, "timeline_probability_count", head="negative") == 2
+
+
 def test_an_answer_is_counted(toy_bundle: Path) -> None:
     """Stages in seconds, Tweets, decision, columns by group and state, probabilities by head."""
-    metrics = Metrics("a.B", [])
-    metrics.serve(load_model(toy_bundle, threads=1))
+    metrics = Metrics("a.B", [], [("e", "a"), ("e", "b")])
+    metrics.serve([load_model(toy_bundle, threads=1)])
     metrics.observe(answer())
 
     assert value(metrics, "timeline_stage_duration_seconds_sum", stage="score") == 0.003
@@ -74,6 +110,7 @@ def test_an_answer_is_counted(toy_bundle: Path) -> None:
     assert value(metrics, "timeline_stage_duration_seconds_bucket", stage="decode", le="0.0002") == 1
     assert value(metrics, "timeline_candidates_sum") == 2
     assert value(metrics, "timeline_icymi_total", decision="shown") == 1
+    assert [value(metrics, "timeline_arm_total", experiment="e", arm=arm) for arm in ("a", "b")] == [0, 1]
     found = {
         (group, state): value(metrics, "timeline_features_total", group=group, state=state)
         for group in ("viewer", "author", "tweet")
@@ -88,11 +125,12 @@ def test_an_answer_is_counted(toy_bundle: Path) -> None:
 
 def test_an_answer_without_a_timeline(toy_bundle: Path) -> None:
     """Scores alone decide nothing about ICYMI."""
-    metrics = Metrics("a.B", [])
-    metrics.serve(load_model(toy_bundle, threads=1))
-    metrics.observe(answer(decision=None))
+    metrics = Metrics("a.B", [], [("e", "a"), ("e", "b")])
+    metrics.serve([load_model(toy_bundle, threads=1)])
+    metrics.observe(answer(ranking=None))
 
     assert value(metrics, "timeline_icymi_total", decision="shown") == 0
+    assert value(metrics, "timeline_arm_total", experiment="e", arm="b") == 0
     assert value(metrics, "timeline_candidates_count") == 1
 
 
@@ -102,19 +140,20 @@ probabilities = hnp.arrays(
 )
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(st.lists(probabilities, max_size=3))
 def test_probabilities_are_counted_as_by_prometheus_own_histogram(answers: list[Floats]) -> None:
     """Bucket by bucket, the edges among them; the sum to six digits."""
     ours, theirs = CollectorRegistry(), CollectorRegistry()
-    bulk = ProbabilityHistogram(["a", "b"])
+    bulk = ProbabilityHistogram()
+    bulk.add_heads(("a", "b"))
     ours.register(bulk)
     bounds = [2.0**-exponent for exponent in range(ProbabilityHistogram.EXPONENTS, -1, -1)]
     reference = Histogram("timeline_probability", "", ["head"], buckets=bounds, registry=theirs)
     for head in ("a", "b"):
         reference.labels(head)
     for values in answers:
-        bulk.observe(values)
+        bulk.observe(("a", "b"), values)
         for head, column in zip(("a", "b"), values.T, strict=True):
             for probability in column:
                 reference.labels(head).observe(float(probability))

@@ -12,11 +12,13 @@ import pytest
 from service import pipeline
 from service.decode import Decoder
 from service.errors import DeadlinePassed, InvalidRequest, UnknownModel
+from service.experiments import Arm, Experiment, Experiments
 from service.generated.timelines.ranking.v1 import ranking_pb2 as pb
 from service.limits import Limits
-from service.model import Served, load_model
+from service.model import Model, load_model
 from service.pipeline import Answer, Call
-from service.policy import Policy, effective
+from service.policy import Policy
+from service.serving import Serving
 from tests import toy
 
 HOUR_MS = 3_600_000
@@ -24,12 +26,19 @@ NOW_MS = 1_750_000_000_000
 DECODER = Decoder(Limits())
 
 
+POLICY = Policy(ranked_size=2, icymi_size=1, icymi_candidates_min=4)
+
+
 @pytest.fixture(scope="module")
-def stable(toy_bundle: Path) -> Served:
+def model(toy_bundle: Path) -> Model:
+    """The toy."""
+    return load_model(toy_bundle, threads=1)
+
+
+@pytest.fixture(scope="module")
+def serving(model: Model) -> Serving:
     """The toy under a policy of small sizes."""
-    model = load_model(toy_bundle, threads=1)
-    policy = Policy(ranked_size=2, icymi_size=1, icymi_candidates_min=4)
-    return Served(model, effective(policy, model.schema, model.icymi_relevance_min))
+    return Serving({"stable": model}, Experiments((), POLICY))
 
 
 def call(deadline_ns: float = math.inf) -> Call:
@@ -38,8 +47,8 @@ def call(deadline_ns: float = math.inf) -> Call:
     return Call(NOW_MS, lambda: next(ticks), arrived_ns=990_000, deadline_ns=deadline_ns, make_id=lambda: "made")
 
 
-def rank(request: pb.RankTimelineRequest, stable: Served) -> tuple[Answer, pb.RankTimelineResponse]:
-    answer = pipeline.rank_timeline(request.SerializeToString(), stable, DECODER, call())
+def rank(request: pb.RankTimelineRequest, serving: Serving) -> tuple[Answer, pb.RankTimelineResponse]:
+    answer = pipeline.rank_timeline(request.SerializeToString(), serving, DECODER, call())
     return answer, pb.RankTimelineResponse.FromString(answer.body)
 
 
@@ -53,13 +62,13 @@ def request() -> pb.RankTimelineRequest:
     )
 
 
-def test_a_timeline_by_hand(stable: Served) -> None:
+def test_a_timeline_by_hand(serving: Serving) -> None:
     """Raw like = 0.001 x (likes + 1) + 0.1 x (strength + 1), raw reply = 0.01 x (strength + 1); calibrated half.
 
     Tweets 1 to 4: like 0.3, 0.4, 0.7, 0.8 and reply 0.02, 0.02, 0.04, 0.04, so relevance 0.17, 0.22, 0.39, 0.44.
     Floor 0.2: Tweet 4 is the missed one; 3 and 2 are ranked, newest (3) first.
     """
-    answer, response = rank(request(), stable)
+    answer, response = rank(request(), serving)
 
     assert response.request_id == "r1"
     assert response.icymi_decision == pb.ICYMI_DECISION_SHOWN
@@ -69,19 +78,22 @@ def test_a_timeline_by_hand(stable: Served) -> None:
     np.testing.assert_allclose([x for s in sections for x in s.scores], [0.44, 0.39, 0.22, 0.17], rtol=1e-6)
     np.testing.assert_allclose(response.ranked.probabilities, [0.35, 0.02, 0, 0.2, 0.01, 0], rtol=1e-6)
     assert list(response.heads) == ["like", "reply", "negative"]
-    assert response.served_by.model_version == stable.model.version
-    assert response.served_by.policy_version == stable.policy.version
+    assert response.served_by.model_version == serving.untreated("").model.version
+    assert response.served_by.policy_version == serving.untreated("").policy.version
     assert response.features.tweets == pb.FeatureCounts.Columns(present=1, absent=3, unknown=1)
     assert response.features.authors == pb.FeatureCounts.Columns(present=1, absent=1)
     assert response.features.viewer == pb.FeatureCounts.Columns(absent=2)
     assert not response.HasField("explanation")
-    assert answer.decision == pb.ICYMI_DECISION_SHOWN
+    assert answer.ranking is not None
+    assert (answer.ranking.viewer_id, answer.ranking.request_id, answer.ranking.arms) == (5, "r1", {})
+    assert answer.ranking.timeline.decision == pb.ICYMI_DECISION_SHOWN
+    assert answer.ranking.inclusion_probabilities is None
     assert answer.probabilities.shape == (4, 3)
 
 
-def test_timings_add_up(stable: Served) -> None:
+def test_timings_add_up(serving: Serving) -> None:
     """One stage ends where the next begins; the answer tells all but its own encoding."""
-    answer, response = rank(request(), stable)
+    answer, response = rank(request(), serving)
 
     assert response.timings == pb.Timings(
         queue_us=10, decode_us=10, align_us=10, score_us=20, combine_us=10, build_us=10
@@ -90,12 +102,12 @@ def test_timings_add_up(stable: Served) -> None:
     assert set(answer.stages_ns) == set(pipeline.STAGES)
 
 
-def test_explanation_by_hand(stable: Served) -> None:
+def test_explanation_by_hand(serving: Serving) -> None:
     """Without its author's table Tweet 4 has 0.2 of 0.44; without the Tweets' 0.24; the viewer's is empty anyway."""
     asked = request()
     asked.explain = True
 
-    _, response = rank(asked, stable)
+    _, response = rank(asked, serving)
 
     explanation = response.explanation
     np.testing.assert_allclose(explanation.raw_probabilities[:3], [0.8, 0.04, 0], rtol=1e-6)
@@ -106,17 +118,17 @@ def test_explanation_by_hand(stable: Served) -> None:
     np.testing.assert_allclose(explanation.tweets, [0.2, 0.15, 0.1], rtol=1e-5)
 
 
-def test_explanation_of_nothing(stable: Served) -> None:
+def test_explanation_of_nothing(serving: Serving) -> None:
     """An empty timeline has an empty explanation."""
-    _, response = rank(pb.RankTimelineRequest(viewer_id=1, explain=True), stable)
+    _, response = rank(pb.RankTimelineRequest(viewer_id=1, explain=True), serving)
 
     assert response.HasField("explanation")
     assert response.explanation == pb.Explanation()
 
 
-def test_no_candidates(stable: Served) -> None:
+def test_no_candidates(serving: Serving) -> None:
     """Three empty sections, the heads all the same."""
-    answer, response = rank(pb.RankTimelineRequest(viewer_id=1), stable)
+    answer, response = rank(pb.RankTimelineRequest(viewer_id=1), serving)
 
     assert (response.icymi, response.ranked, response.remainder) == (pb.Section(), pb.Section(), pb.Section())
     assert list(response.heads) == ["like", "reply", "negative"]
@@ -124,78 +136,126 @@ def test_no_candidates(stable: Served) -> None:
     assert answer.probabilities.shape == (0, 3)
 
 
-def test_an_id_is_made_where_there_is_none(stable: Served) -> None:
+def test_an_id_is_made_where_there_is_none(serving: Serving) -> None:
     """The answer can always be referred to."""
-    assert rank(pb.RankTimelineRequest(viewer_id=1), stable)[1].request_id == "made"
+    assert rank(pb.RankTimelineRequest(viewer_id=1), serving)[1].request_id == "made"
 
 
-def test_request_time(stable: Served) -> None:
+def test_request_time(serving: Serving) -> None:
     """The request's own time counts; without one the server's does."""
     late = request()
     late.request_time_ms = late.last_visit_ms + HOUR_MS
     ahead = request()
     ahead.last_visit_ms = NOW_MS + 1
 
-    assert rank(late, stable)[1].icymi_decision == pb.ICYMI_DECISION_TOO_RECENT
+    assert rank(late, serving)[1].icymi_decision == pb.ICYMI_DECISION_TOO_RECENT
     with pytest.raises(InvalidRequest, match="last_visit_ms"):
-        rank(ahead, stable)
+        rank(ahead, serving)
     ahead.request_time_ms = NOW_MS + 2
-    assert rank(ahead, stable)[1].icymi_decision == pb.ICYMI_DECISION_TOO_RECENT
+    assert rank(ahead, serving)[1].icymi_decision == pb.ICYMI_DECISION_TOO_RECENT
 
 
-def test_scores_in_the_order_sent(stable: Served) -> None:
+def test_scores_in_the_order_sent(serving: Serving) -> None:
     """The same relevance as in a timeline, whatever the policy's factors; raw probabilities only if asked."""
     asked = pb.ScoreTweetsRequest(request_id="r2", viewer_id=5, candidates=request().candidates)
-    answer = pipeline.score_tweets(asked.SerializeToString(), stable, DECODER, call())
+    answer = pipeline.score_tweets(asked.SerializeToString(), serving, DECODER, call())
     response = pb.ScoreTweetsResponse.FromString(answer.body)
 
     assert list(response.tweet_ids) == [1, 2, 3, 4]
     np.testing.assert_allclose(response.scores, [0.17, 0.22, 0.39, 0.44], rtol=1e-6)
     np.testing.assert_allclose(response.probabilities[3:6], [0.2, 0.01, 0], rtol=1e-6)
     assert not response.raw_probabilities
-    assert (response.request_id, response.model_version) == ("r2", stable.model.version)
-    assert answer.decision is None
+    assert (response.request_id, response.model_version) == ("r2", serving.untreated("").model.version)
+    assert answer.ranking is None
 
     asked.raw = True
-    answer = pipeline.score_tweets(asked.SerializeToString(), stable, DECODER, call())
+    answer = pipeline.score_tweets(asked.SerializeToString(), serving, DECODER, call())
     raw = pb.ScoreTweetsResponse.FromString(answer.body).raw_probabilities
     np.testing.assert_allclose(raw[3:6], [0.4, 0.02, 0], rtol=1e-6)
 
 
-def test_describe_model(stable: Served) -> None:
+def test_describe_model(serving: Serving) -> None:
     """Features in the schema's order, heads with the weights in force, policy and limits."""
-    response = pb.DescribeModelResponse.FromString(pipeline.describe_model(b"", stable, DECODER, call()))
+    response = pb.DescribeModelResponse.FromString(pipeline.describe_model(b"", serving, DECODER, call()))
 
-    assert response.model_version == stable.model.version
+    assert response.model_version == serving.untreated("").model.version
     assert [(f.group, f.name) for f in response.features] == [(f.group, f.name) for f in toy.SCHEMA.features]
     assert response.features[7] == pb.Feature(name="text", group="tweet", kind="vector", width=2)
     assert response.features[1].vocabulary == ["phone", "tablet"]
     assert response.heads[2] == pb.Head(name="negative", weight=3, sign=-1)
-    assert response.policy_toml == stable.policy.toml
+    assert response.policy_toml == serving.untreated("").policy.toml
     assert response.limits.message_bytes_max == 32 << 20
     assert response.limits.default_deadline_ms == 1_000
 
 
-@pytest.mark.parametrize("model", ["", "stable", "VERSION"])
-def test_the_model_goes_by_label_or_version(stable: Served, model: str) -> None:
-    """One model, three ways to ask for it."""
-    assert pipeline.assign(model.replace("VERSION", stable.model.version), stable) is stable
+ALL_IN_ONE = Experiment(
+    "all_in_one",
+    "salt",
+    (
+        Arm("control", 0),
+        Arm("treatment", 1, exploration_epsilon=1.0, policy={"head_weights": {"like": 10.0}, "ranked_size": 1}),
+    ),
+)
 
 
-def test_unknown_model(stable: Served) -> None:
+def test_the_viewers_arm_decides(model: Model) -> None:
+    """All viewers are in the treatment: likes count tenfold, one Tweet is ranked, and it gives its slot away.
+
+    Tweets 1 to 4: relevance 1.52, 2.02, 3.54, 4.04. The exploration takes Tweet 3's slot for 1 or 2.
+    """
+    serving = Serving({"stable": model}, Experiments((ALL_IN_ONE,), POLICY))
+    answer, response = rank(request(), serving)
+
+    assert response.served_by.arms == {"all_in_one": "treatment"}
+    assert response.served_by.policy_version != serving.untreated("").policy.version
+    assert list(response.icymi.tweet_ids) == [4]
+    assert response.icymi.scores[0] == pytest.approx(4.04)
+    (explored,) = response.ranked.tweet_ids
+    assert explored in (1, 2)
+    assert list(response.remainder.tweet_ids) == [3, 3 - explored]
+    assert answer.ranking is not None
+    assert answer.ranking.inclusion_probabilities is not None
+    np.testing.assert_array_equal(answer.ranking.inclusion_probabilities, [0.5, 0.5, 0, 1])
+
+
+def test_a_forced_arm_decides_instead(model: Model) -> None:
+    """The control has nobody but whom a request forces into it; an arm that there is not is refused."""
+    serving = Serving({"stable": model}, Experiments((ALL_IN_ONE,), POLICY))
+    asked = request()
+    asked.forced_arms["all_in_one"] = "control"
+    response = rank(asked, serving)[1]
+
+    assert response.served_by.arms == {"all_in_one": "control"}
+    assert [list(s.tweet_ids) for s in (response.icymi, response.ranked)] == [[4], [3, 2]]
+    asked.forced_arms["all_in_one"] = "both"
+    with pytest.raises(InvalidRequest, match=r"^forced_arms: experiment 'all_in_one' has no arm 'both'"):
+        rank(asked, serving)
+
+
+def test_scores_go_by_the_viewers_arm(model: Model) -> None:
+    """The weights of the viewer's arm, not the server's."""
+    serving = Serving({"stable": model}, Experiments((ALL_IN_ONE,), POLICY))
+    asked = pb.ScoreTweetsRequest(viewer_id=5, candidates=request().candidates)
+    answer = pipeline.score_tweets(asked.SerializeToString(), serving, DECODER, call())
+
+    scores = pb.ScoreTweetsResponse.FromString(answer.body).scores
+    np.testing.assert_allclose(scores, [1.52, 2.02, 3.54, 4.04], rtol=1e-6)
+
+
+def test_unknown_model(serving: Serving) -> None:
     """Any other model is not found, whichever method asks."""
     asked = request()
     asked.model = "canary"
     with pytest.raises(UnknownModel, match="no model 'canary' is served"):
-        rank(asked, stable)
+        rank(asked, serving)
     with pytest.raises(UnknownModel):
-        pipeline.describe_model(pb.DescribeModelRequest(model="3").SerializeToString(), stable, DECODER, call())
+        pipeline.describe_model(pb.DescribeModelRequest(model="3").SerializeToString(), serving, DECODER, call())
 
 
-def test_what_nobody_waits_for_is_not_scored(stable: Served) -> None:
+def test_what_nobody_waits_for_is_not_scored(serving: Serving) -> None:
     """The clock stands at 1,030 us when it comes to scoring."""
     body = request().SerializeToString()
 
     with pytest.raises(DeadlinePassed):
-        pipeline.rank_timeline(body, stable, DECODER, call(deadline_ns=1_030_000))
-    assert pipeline.rank_timeline(body, stable, DECODER, call(deadline_ns=1_030_001))
+        pipeline.rank_timeline(body, serving, DECODER, call(deadline_ns=1_030_000))
+    assert pipeline.rank_timeline(body, serving, DECODER, call(deadline_ns=1_030_001))
