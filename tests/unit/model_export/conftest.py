@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from model_export.datasets.records import Impressions, RecordSet, create, write_day
+from model_export.plan import Plan, load_plan
 from service.schema import GROUPS, Feature, Head, Schema
 
 SMALL_SCHEMA = Schema(
@@ -62,6 +64,13 @@ def _impressions(rows: int, seed: int) -> Impressions:
     return Impressions(ids, tables, labels, true=reachable, reachable=reachable)
 
 
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    """Small tensors gain nothing from threads, and lose much where cores are shared."""
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(1)
+
+
 @pytest.fixture
 def small_schema() -> Schema:
     return SMALL_SCHEMA
@@ -85,3 +94,51 @@ def make_records(tmp_path: Path) -> Callable[[int, int], RecordSet]:
         return RecordSet.open(root)
 
     return make
+
+
+@pytest.fixture
+def small_plan(
+    make_records: Callable[[int, int], RecordSet], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Plan]:
+    """Tables by name -> the whole plan on eight days of small data, in seconds; tables given replace its own."""
+    records = make_records(8, 1_500)
+    package = f"source_of_{tmp_path.name}"
+    (tmp_path / package).mkdir()
+    (tmp_path / package / "data.py").write_text(_COPIED_DATA)
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def make(**tables: str) -> Plan:
+        own = {
+            "split": "train = 4\nvalidate = 1\ncalibrate = 1\ntest = 2",
+            "data": f"folder = {str(records.root)!r}",
+            "features": "raw_log = ['tweet.likes', 'author.*', 'viewer.hours_away']",
+            "discretize": "bins = 8",
+            "train": "epochs = 2\nbatch_rows = 256\nthreads = 1",
+            "train.network": "units = 16\nhidden = [8]\ntower_units = 4\ncross_rank = 4\ncrosses = 1",
+            "calibrate": "positives_min = 30\nblock_events_min = 5",
+        }
+        steps = [f"{package}.data", "discretize", "sample", "train", "export", "calibrate", "test", "verify"]
+        if "from" in tables.get("train", ""):
+            del own["train.network"]
+        text = f"steps = {steps}\n" + "".join(f"[{name}]\n{table}\n" for name, table in (own | tables).items())
+        (tmp_path / "plan.toml").write_text(text)
+        return load_plan(tmp_path / "plan.toml")
+
+    return make
+
+
+_COPIED_DATA = """
+import shutil
+from dataclasses import dataclass
+from model_export.plan import Step
+
+@dataclass(frozen=True)
+class Parameters:
+    folder: str
+
+def run(context):
+    shutil.copytree(context.parameters.folder, context.out, dirs_exist_ok=True)
+    return "copied"
+
+STEP = Step(version=1, parameters=Parameters, inputs=(), parts=(), run=run)
+"""
