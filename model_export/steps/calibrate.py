@@ -1,0 +1,105 @@
+"""Step `calibrate`: fits the calibration of each head on the exported graph's answers and builds the graph to ship."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from model_export.calibrate import fit_isotonic, prior_correction
+from model_export.datasets.records import RecordSet
+from model_export.graph import build
+from model_export.plan import Context, Step
+from model_export.score import open_graph, score
+from model_export.steps.sample import load_info, open_records
+from model_export.steps.train import load_trained
+from model_export.weights import Knots
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """How heads are calibrated.
+
+    Attributes:
+        positives_min: A head with fewer on the calibration days has only its sampling undone.
+        block_events_min: Positives, and negatives, of each knot.
+        knots_max: Most knots of a head.
+    """
+
+    positives_min: int = 200
+    block_events_min: int = 20
+    knots_max: int = 64
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.block_events_min <= self.positives_min or self.knots_max < 1:
+            raise ValueError("block_events_min must be at least 1 and at most positives_min, knots_max at least 1")
+
+
+def load_knots(artifact: Path) -> list[Knots]:
+    """The calibration in an artifact of this step, by head."""
+    document = json.loads((artifact / "calibration.json").read_text())
+    return [
+        Knots(np.array(head["x"], np.float32), np.array(head["y"], np.float32), head["end_slope"])
+        for head in document.values()
+    ]
+
+
+def _run(context: Context) -> str:
+    parameters: Parameters = context.parameters
+    records = open_records(context.plan, context.inputs["data"])
+    raw, labels = _answers(records, context.plan.split.days(records)["calibrate"], context.inputs["export"])
+    rates = load_info(context.inputs["sample"]).rates
+    names = records.schema.head_names
+    document = {name: _calibrated(raw[:, j], labels[:, j], rates[name], parameters) for j, name in enumerate(names)}
+    (context.out / "calibration.json").write_text(json.dumps(document))
+
+    network = load_trained(context.inputs["train"], records.schema)
+    precision = json.loads((context.inputs["export"] / "export.json").read_text())["precision"]
+    model = build(records.schema, network.to_weights(), load_knots(context.out), precision)
+    (context.out / "model.onnx").write_bytes(model)
+    heads = ", ".join(f"{name} {head['method']} ({len(head['x'])} knots)" for name, head in document.items())
+    return f"{len(raw):,} impressions: {heads}"
+
+
+def _answers(records: RecordSet, days: Sequence[int], export: Path) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+    """(raw probabilities, labels), both [n, H], of all impressions of these days."""
+    graph = open_graph((export / "model.onnx").read_bytes())
+    raw, labels = [], []
+    for impressions in tqdm(records.batches(days), desc="calibrate", unit="batch", leave=False):
+        raw.append(score(graph, impressions)[0])
+        labels.append(impressions.labels)
+    return np.concatenate(raw), np.concatenate(labels)
+
+
+def _calibrated(
+    raw: NDArray[np.float32], labels: NDArray[np.uint8], rate: float, parameters: Parameters
+) -> dict[str, Any]:
+    """One head's calibration as JSON values."""
+    positives = int(labels.sum())
+    isotonic = parameters.positives_min <= positives and parameters.block_events_min <= len(labels) - positives
+    if isotonic:
+        knots = fit_isotonic(raw, labels, parameters.block_events_min, parameters.knots_max)
+    else:
+        knots = prior_correction(rate)
+    return {
+        "method": "isotonic" if isotonic else "prior_correction",
+        "positives": positives,
+        "x": knots.x.tolist(),
+        "y": knots.y.tolist(),
+        "end_slope": knots.end_slope,
+    }
+
+
+STEP = Step(
+    version=1,
+    parameters=Parameters,
+    inputs=("data", "sample", "train", "export"),
+    parts=("split", "features", "heads"),
+    run=_run,
+)

@@ -1,0 +1,117 @@
+"""Step `train`: fits the network on the sampled examples; goes on where an interrupted run stopped."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from model_export.encode import make_encoding
+from model_export.network import Network, NetworkPlan
+from model_export.plan import Context, FeaturePlan, Step
+from model_export.plan_table import PlanError, parse_table
+from model_export.steps.discretize import load_discretizer, save_discretizer
+from model_export.steps.sample import Sample, load_sample, open_records
+from model_export.train import Epoch, Training, TrainingPlan, validation_rce
+from service.schema import Schema
+
+_CHECKPOINT = "checkpoint.pt"
+
+
+@dataclass(frozen=True)
+class Parameters(TrainingPlan):
+    """How the net is trained, and its shape.
+
+    Attributes:
+        network: The shape.
+        threads: Of torch; another number may round sums another way.
+    """
+
+    network: NetworkPlan = field(default_factory=NetworkPlan)
+    threads: int = 2
+
+
+def load_trained(artifact: Path, schema: Schema) -> Network:
+    """The net of an artifact of this step; raises PlanError unless it was trained for this schema."""
+    model = json.loads((artifact / "model.json").read_text())
+    if model["schema_hash"] != schema.hash:
+        raise PlanError("train: was done with other features or heads")
+    features = parse_table(FeaturePlan, model["features"], "features")
+    encoding = make_encoding(schema, features, load_discretizer(artifact))
+    network = Network(parse_table(NetworkPlan, model["network"], "network"), encoding, len(schema.heads))
+    with np.load(artifact / "network.npz") as arrays:
+        network.load_state_dict({name: torch.from_numpy(arrays[name]) for name in arrays.files})
+    return network.eval()
+
+
+def _run(context: Context) -> str:
+    parameters: Parameters = context.parameters
+    torch.set_num_threads(parameters.threads)
+    schema = open_records(context.plan, context.inputs["data"]).schema
+    discretizer = load_discretizer(context.inputs["discretize"])
+    encoding = make_encoding(schema, context.plan.features, discretizer)
+    sample = load_sample(context.inputs["sample"], encoding, schema.head_names)
+
+    torch.manual_seed(parameters.seed)
+    seen_rows, seen_raws = np.array(sample.info.row_counts) > 0, np.array(sample.info.raw_counts) > 0
+    network = Network(parameters.network, encoding, len(schema.heads), seen_rows, seen_raws)
+    network.set_base_logits(_base_logits(sample))
+    training = Training(network, parameters, sample.train)
+    _train(training, sample, schema, context.out / _CHECKPOINT)
+
+    network.load_state_dict(training.best)
+    save_discretizer(discretizer, context.out)
+    model = {
+        "schema_hash": schema.hash,
+        "features": asdict(context.plan.features),
+        "network": asdict(parameters.network),
+    }
+    (context.out / "model.json").write_text(json.dumps(model, indent=1))
+    arrays: dict[str, Any] = {name: value.numpy() for name, value in training.best.items()}
+    np.savez(context.out / "network.npz", **arrays)
+    (context.out / "history.json").write_text(json.dumps([asdict(epoch) for epoch in training.history], indent=1))
+    (context.out / _CHECKPOINT).unlink()
+    best = max(training.history, key=lambda epoch: epoch.score)
+    return f"epoch {training.history.index(best) + 1} of {len(training.history)} is best: {_epoch_line(best, schema)}"
+
+
+def _base_logits(sample: Sample) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
+    """What each head would answer without features in the sampled world; one class alone counts as one in a million."""
+    positives = np.array(list(sample.info.positives.values()), np.float64)
+    used = np.array(list(sample.info.used.values()), np.float64)
+    share = np.clip(positives / np.maximum(used, 1), 1e-6, 1 - 1e-6)
+    return np.log(share / (1 - share)).astype(np.float32)
+
+
+def _train(training: Training, sample: Sample, schema: Schema, checkpoint: Path) -> None:
+    rates = np.array([sample.info.rates[head] for head in schema.head_names])
+    if checkpoint.exists():
+        training.resume(checkpoint)
+        tqdm.write(f"  train: goes on after epoch {len(training.history)}", file=sys.stderr)
+    while not training.ended:
+        number = len(training.history) + 1
+        with tqdm(total=sample.info.examples, desc=f"train epoch {number}", unit="example", leave=False) as bar:
+            epoch = training.epoch(lambda network: validation_rce(network, sample.validation, rates), bar.update)
+        training.checkpoint(checkpoint)
+        tqdm.write(f"  train: epoch {number}: {_epoch_line(epoch, schema)}", file=sys.stderr)
+
+
+def _epoch_line(epoch: Epoch, schema: Schema) -> str:
+    heads = ", ".join(f"{head} {rce:.2f}" for head, rce in zip(schema.head_names, epoch.rce, strict=True))
+    return f"validation RCE {heads}; mean {epoch.score:.3f}; {epoch.examples_per_s:,.0f} examples/s"
+
+
+STEP = Step(
+    version=1,
+    parameters=Parameters,
+    inputs=("data", "discretize", "sample"),
+    parts=("features", "heads"),
+    run=_run,
+    resumable=True,
+)
