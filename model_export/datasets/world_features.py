@@ -49,7 +49,7 @@ def viewer_columns(world: World, viewer: Ints, time_ms: Ints, last_visit_ms: Int
     v = world.viewers
     age = v.age_days[viewer] + (time_ms - START_MS) / DAY_MS
     local_ms = time_ms - START_MS + v.timezone[viewer] * HOUR_MS
-    return _habit_columns(world, viewer, time_ms, age) | {
+    return _habit_columns(world, viewer, days_since_start(time_ms)) | {
         "account_age": age,
         "following": np.diff(world.follows_start)[viewer],
         "followers": v.followers[viewer],
@@ -61,13 +61,13 @@ def viewer_columns(world: World, viewer: Ints, time_ms: Ints, last_visit_ms: Int
     }
 
 
-def _habit_columns(world: World, viewer: Ints, time_ms: Ints, age: Floats) -> Columns:
+def _habit_columns(world: World, viewer: Ints, day: Ints) -> Columns:
     v, seed = world.viewers, world.seed
-    today = (viewer, days_since_start(time_ms))
-    kept = np.clip(np.floor(age), 0, 28)  # whole days of history
+    today = (viewer, day)
+    kept = np.clip(np.floor(v.age_days[viewer] + day), 0, 28)  # whole days of history, as of last midnight
 
     def over_28d(name: str, per_day: Floats) -> Floats:
-        busy = np.exp(0.25 * bell(seed, f"{name}-busy", viewer, today[1] // 7))
+        busy = np.exp(0.25 * bell(seed, f"{name}-busy", viewer, day // 7))
         return count(kept * per_day * busy, uniform(seed, name, *today))
 
     visits = v.visits_per_day[viewer]
@@ -77,7 +77,7 @@ def _habit_columns(world: World, viewer: Ints, time_ms: Ints, age: Floats) -> Co
     likes = np.minimum(over_28d("likes", seen * 0.025 * np.exp(0.9 * v.generosity[viewer])), impressions)
     clicks = np.minimum(over_28d("clicks", seen * 0.04 * np.exp(0.7 * v.clicking[viewer])), impressions)
     # A shard whose nightly job was late sends no windows today; an account of today has none either.
-    known = (kept >= 1) & ~v.private[viewer] & (uniform(seed, "nightly", viewer % SHARDS, today[1]) > 0.1)
+    known = (kept >= 1) & ~v.private[viewer] & (uniform(seed, "nightly", viewer % SHARDS, day) > 0.06)
     rated = known & (impressions >= 200)
     part = uniform(seed, "part", *today)
     opened = count(7 * visits * uniform(seed, "opens", viewer), uniform(seed, "opened", *today))
@@ -204,11 +204,11 @@ def _days_since(total: Floats, kept: Floats, part: Floats, draw: Floats) -> Floa
 def _account_columns(world: World, author: Ints, time_ms: Ints) -> Columns:
     a, seed = world.authors, world.seed
     day = days_since_start(time_ms)
-    age = a.age_days[author] + (time_ms - START_MS) / DAY_MS
+    kept = np.maximum(np.floor(a.age_days[author] + day), 0)  # whole days of history, as of last midnight
     known = uniform(seed, "author-nightly", author % SHARDS, day) > 0.03
     # A cold author has no rates: too new, or hardly seen.
-    seen = 0.3 * a.followers[author] * a.tweets_per_day[author] * np.clip(age, 0, 28)
-    rated = known & (age >= 14) & (seen >= 10_000)
+    seen = 0.3 * a.followers[author] * a.tweets_per_day[author] * np.minimum(kept, 28)
+    rated = known & (kept >= 14) & (seen >= 10_000)
 
     def rate(name: str, base: float, score: Floats) -> Floats:
         return sent(rated, base * np.exp(score + 0.25 * bell(seed, name, author, day // 7)))
@@ -218,12 +218,12 @@ def _account_columns(world: World, author: Ints, time_ms: Ints) -> Columns:
     return {
         "followers": a.followers[author],
         "following": a.following[author],
-        "account_age": age,
+        "account_age": a.age_days[author] + (time_ms - START_MS) / DAY_MS,
         "verified": a.verified[author],
-        "tweets_7d": count(a.tweets_per_day[author] * np.clip(age, 0, 7), uniform(seed, "posts", author, day)),
+        "tweets_7d": count(a.tweets_per_day[author] * np.minimum(kept, 7), uniform(seed, "posts", author, day)),
         "author_like_rate_28d": rate("like-rate", 0.02, 0.6 * quality),
         "author_retweet_rate_28d": rate("retweet-rate", 0.005, 0.4 * quality + 0.4 * lively),
         "author_reply_rate_28d": rate("reply-rate", 0.004, 0.7 * lively),
         "author_click_rate_28d": rate("click-rate", 0.03, 0.3 * quality + 0.8 * a.links[author]),
-        "follower_growth_7d": sent(known & (age >= 7), growth),
+        "follower_growth_7d": sent(known & (kept >= 7), growth),
     }

@@ -114,12 +114,12 @@ def _counter_columns(world: World, t: Tweets, viewer: Ints, time_ms: Ints) -> Co
     age = (time_ms - t.time_ms) / HOUR_MS
     so_far = _counters(world, t, age)
     total = {name: so_far(name, 0.0) for name in _COUNTERS}
-    # The store opens a row at the 20th impression, lags, and fails at times; it keeps short windows for half a day.
+    # The store opens a row at the 20th impression, lags, and fails at times; it keeps short windows for six hours.
     lag = 0.25 * np.exp(bell(world.seed, "lag", shard, hour))
     opened = (age > lag) & (total["impressions"] >= 20)
     totals = opened & (uniform(world.seed, "totals", shard, hour) > 0.08)
-    windows = opened & (age < 12) & (uniform(world.seed, "windows", shard, hour) > 0.15)
-    rated = totals & (total["impressions"] >= 100)
+    windows = opened & (age < 6) & (uniform(world.seed, "windows", shard, hour) > 0.15)
+    rated = totals & (total["impressions"] >= 150)
     acts = {
         "like_rate": "likes",
         "retweet_rate": "retweets",
