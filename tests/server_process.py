@@ -1,14 +1,17 @@
-"""The real server, in a process of its own."""
+"""The real server, in a process of its own, and stand-ins for servers that behave as it never would."""
 
 from __future__ import annotations
 
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from concurrent import futures
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
+
+import grpc
 
 
 class Addresses(NamedTuple):
@@ -32,3 +35,17 @@ def serving(bundle: Path, *flags: str) -> Iterator[Addresses]:
         finally:
             process.terminate()
     assert process.returncode == 0
+
+
+@contextmanager
+def answering(service: str, methods: Mapping[str, Callable[[bytes, grpc.ServicerContext], bytes]]) -> Iterator[str]:
+    """A server in this process that answers with functions from bytes to bytes; gives its HOST:PORT."""
+    handlers: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
+        name: grpc.unary_unary_rpc_method_handler(answer) for name, answer in methods.items()
+    }
+    with futures.ThreadPoolExecutor(2) as pool:
+        server = grpc.server(pool, handlers=[grpc.method_handlers_generic_handler(service, handlers)])
+        port = server.add_insecure_port("127.0.0.1:0")
+        server.start()
+        yield f"127.0.0.1:{port}"
+        server.stop(None).wait()

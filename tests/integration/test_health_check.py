@@ -1,28 +1,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent import futures
 
-import grpc
 import pytest
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2
 
 from service.__main__ import main
-from tests.server_process import Addresses
+from tests.server_process import Addresses, answering
 
 
 @pytest.fixture
 def unready_target() -> Iterator[str]:
     """Where a server listens that does not serve yet."""
-    servicer = health.HealthServicer()
-    servicer.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
-    with futures.ThreadPoolExecutor(1) as pool:
-        server = grpc.server(pool)
-        health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
-        port = server.add_insecure_port("127.0.0.1:0")
-        server.start()
-        yield f"127.0.0.1:{port}"
-        server.stop(None).wait()
+    answer = health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.NOT_SERVING).SerializeToString()
+    with answering("grpc.health.v1.Health", {"Check": lambda _body, _context: answer}) as target:
+        yield target
 
 
 def test_a_server_that_serves_is_healthy(toy_server: Addresses, capsys: pytest.CaptureFixture[str]) -> None:

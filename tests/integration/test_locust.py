@@ -4,16 +4,14 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from concurrent import futures
 from pathlib import Path
 
-import grpc
 import pytest
 
 from loadtest import traffic
 from service.generated.timelines.ranking.v1 import ranking_pb2 as pb
 from tests import toy
-from tests.server_process import Addresses
+from tests.server_process import Addresses, answering
 
 LOCUSTFILE = Path(__file__).parents[2] / "loadtest" / "locustfile.py"
 SERVICE = pb.DESCRIPTOR.services_by_name["TimelineRankingService"].full_name
@@ -50,16 +48,9 @@ def forgetful_target() -> Iterator[str]:
                   for f in toy.SCHEMA.features],
         heads=[pb.Head(name="like", weight=1, sign=1)],
     ).SerializeToString()  # fmt: skip
-    methods: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
-        "DescribeModel": grpc.unary_unary_rpc_method_handler(lambda _body, _context: description),
-        "RankTimeline": grpc.unary_unary_rpc_method_handler(lambda _body, _context: b""),
-    }
-    with futures.ThreadPoolExecutor(2) as pool:
-        server = grpc.server(pool, handlers=[grpc.method_handlers_generic_handler(SERVICE, methods)])
-        port = server.add_insecure_port("127.0.0.1:0")
-        server.start()
-        yield f"127.0.0.1:{port}"
-        server.stop(None).wait()
+    methods = {"DescribeModel": lambda _body, _context: description, "RankTimeline": lambda _body, _context: b""}
+    with answering(SERVICE, methods) as target:
+        yield target
 
 
 def test_an_answer_without_the_tweets_is_a_failure(forgetful_target: str) -> None:

@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from concurrent import futures
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +20,7 @@ from grpc_status import rpc_status
 from service.__main__ import main
 from service.generated.timelines.ranking.v1 import ranking_pb2 as pb
 from tests import toy
-from tests.server_process import Addresses
+from tests.server_process import Addresses, answering
 
 NOW_MS = 1_700_000_000_000
 # Tweet i (from 1) has 200 - i likes, so that the best are the first; the youngest is the last.
@@ -227,15 +226,8 @@ def ask_to_come_back(_request: bytes, context: grpc.ServicerContext) -> bytes:
 def overloaded_target() -> Iterator[str]:
     """Where an overloaded server listens."""
     service = pb.DESCRIPTOR.services_by_name["TimelineRankingService"].full_name
-    methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
-        "RankTimeline": grpc.unary_unary_rpc_method_handler(ask_to_come_back)
-    }
-    with futures.ThreadPoolExecutor(1) as pool:
-        server = grpc.server(pool, handlers=[grpc.method_handlers_generic_handler(service, methods)])
-        port = server.add_insecure_port("127.0.0.1:0")
-        server.start()
-        yield f"127.0.0.1:{port}"
-        server.stop(None).wait()
+    with answering(service, {"RankTimeline": ask_to_come_back}) as target:
+        yield target
 
 
 def test_an_overloaded_server_says_when_to_come_back(rank: Rank, overloaded_target: str, request_file: Path) -> None:
