@@ -30,6 +30,8 @@ class Config:
         bundle: Directory of the model to serve.
         policy: TOML file with the timeline policy; None: the defaults.
         experiments: TOML file with the experiments; None: none.
+        served_log: Directory that what is served is written to; None: nowhere.
+        log_features: Share of the requests that are written to it as received, 0 to 1.
         host: Address to listen on.
         grpc_port: 0: any free one.
         metrics_port: 0: any free one.
@@ -44,6 +46,8 @@ class Config:
     bundle: Path
     policy: Path | None
     experiments: Path | None
+    served_log: Path | None
+    log_features: float
     host: str
     grpc_port: int
     metrics_port: int
@@ -61,11 +65,14 @@ class Config:
             ("intra_op_threads", 1, 256),
             ("drain_ms", 0, 3_600_000),
             ("grace_ms", 0, 3_600_000),
+            ("log_features", 0, 1),
         ):
             if not low <= getattr(self, name) <= high:
                 raise ConfigError(f"{name} {getattr(self, name)} is not between {low} and {high}")
         if self.grpc_port == self.metrics_port != 0:
             raise ConfigError(f"grpc_port and metrics_port are both {self.grpc_port}")
+        if self.log_features and self.served_log is None:
+            raise ConfigError(f"log_features {self.log_features} has no served_log to go to")
         # A call that comes without a deadline in the last moment before the stop must have the time promised to it.
         if self.grace_ms < self.limits.default_deadline_ms:
             raise ConfigError(
@@ -99,6 +106,8 @@ def _flags() -> tuple[_Flag, ...]:
         _Flag("bundle", Path, DEFAULT_BUNDLE, "directory of the model to serve; the embedded one by default"),
         _Flag("policy", Path, None, "TOML file with the timeline policy"),
         _Flag("experiments", Path, None, "TOML file with the experiments"),
+        _Flag("served_log", Path, None, "directory to write what is served to"),
+        _Flag("log_features", float, 0.0, "share of the requests to write there as received, 0 to 1"),
         _Flag("host", str, "0.0.0.0", "address to listen on"),  # noqa: S104 - a server in a container must
         _Flag("grpc_port", int, 8001, "0: any free one"),
         _Flag("metrics_port", int, 8002, "0: any free one"),

@@ -11,11 +11,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
+import numpy as np
 from google.protobuf.message import Message
 
 from service.align import ColumnCounts, Counts
 from service.decode import Candidates, Floats
 from service.generated.timelines.ranking.v1 import ranking_pb2 as pb
+from service.generated.timelines.ranking.v1 import served_log_pb2
 from service.limits import Limits
 from service.model import Served
 from service.scoring import Scores
@@ -91,6 +93,38 @@ def score_response(
         add_floats(response, pb.ScoreTweetsResponse.RAW_PROBABILITIES_FIELD_NUMBER, scores.raw)
     add_floats(response, pb.ScoreTweetsResponse.SCORES_FIELD_NUMBER, relevance)
     return response
+
+
+def served_record(
+    timeline: Timeline,
+    inclusion_probabilities: Floats | None,
+    *,
+    viewer_id: int,
+    served_at_ms: int,
+    response: bytes,
+    request: bytes,
+) -> served_log_pb2.ServedRecord:
+    """A timeline as the served log has it.
+
+    Args:
+        timeline: Of N candidates.
+        inclusion_probabilities: [N]; None: nothing was explored, so what is in icymi or ranked was certain to be.
+        viewer_id: Whose it is.
+        served_at_ms: The server's time when the request came, Unix ms.
+        response: The RankTimelineResponse as sent.
+        request: The RankTimelineRequest as received; empty where it is not to be in the log.
+    """
+    record = served_log_pb2.ServedRecord(
+        viewer_id=viewer_id, served_at_ms=served_at_ms, response=response, request=request
+    )
+    rows = np.concatenate((timeline.icymi, timeline.ranked, timeline.remainder))
+    if inclusion_probabilities is None:
+        probabilities = np.zeros(len(rows), np.float32)
+        probabilities[: len(rows) - len(timeline.remainder)] = 1
+    else:
+        probabilities = inclusion_probabilities[rows]
+    add_floats(record, served_log_pb2.ServedRecord.INCLUSION_PROBABILITIES_FIELD_NUMBER, probabilities)
+    return record
 
 
 def describe_response(served: Served, limits: Limits) -> pb.DescribeModelResponse:

@@ -82,6 +82,9 @@ class Metrics:
         self.registry.register(self._probability)
         arm = Counter("timeline_arm_total", "Timelines, by arm.", ("experiment", "arm"), registry=self.registry)
         self._arms = {names: arm.labels(*names) for names in arms}
+        self.served_log_dropped = Counter(
+            "timeline_served_log_dropped_total", "Timelines that are not in the served log.", registry=self.registry
+        )
         self._model_info = Gauge(
             "timeline_model_info", "1 for each model that serves.", ("version", "sha256"), registry=self.registry
         )

@@ -69,6 +69,7 @@ class Ranking:
     Attributes:
         viewer_id: Whose it is.
         request_id: The request's, or the one made up.
+        served_at_ms: The server's time when the request came, Unix ms.
         arms: Experiment -> arm.
         timeline: As served.
         inclusion_probabilities: float32 [N], see `explore`; None: nothing was explored.
@@ -76,6 +77,7 @@ class Ranking:
 
     viewer_id: int
     request_id: str
+    served_at_ms: int
     arms: Mapping[str, str]
     timeline: Timeline
     inclusion_probabilities: Floats | None
@@ -168,7 +170,7 @@ def rank_timeline(body: bytes, serving: Serving, decoder: Decoder, call: Call) -
         add_explanation(response, shown, scores, timeline, contributions)
     answer_body = response.SerializeToString()
     watch.lap("encode")
-    ranking = Ranking(request.viewer_id, request_id, served.arms, timeline, inclusion_probabilities)
+    ranking = Ranking(request.viewer_id, request_id, call.now_ms, served.arms, timeline, inclusion_probabilities)
     return Answer(answer_body, watch.stages_ns, served.model.schema.head_names, scores.probabilities, counts, ranking)
 
 

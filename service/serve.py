@@ -56,8 +56,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _serve(config: Config, experiments: Experiments, stop: threading.Event, hurry: threading.Event) -> int:
-    server = Server(config, experiments.arms)
     try:
+        server = Server(config, experiments.arms)
         server.start()
     except OSError as error:
         print(f"timeline-ranker serve: {error}", file=sys.stderr)

@@ -17,11 +17,13 @@ from prometheus_client import start_http_server
 from service import errors, pipeline
 from service.config import Config
 from service.decode import Decoder
+from service.encode import served_record
 from service.generated.timelines.ranking.v1 import ranking_pb2 as pb
 from service.health import Health
 from service.limits import Limits
 from service.metrics import MethodMetrics, Metrics
-from service.pipeline import Answer, Call
+from service.pipeline import Answer, Call, Ranking
+from service.served_log import LogFiles, ServedLog, logs_features
 from service.serving import Serving
 
 logger = logging.getLogger(__name__)
@@ -39,11 +41,22 @@ class Server:
     """
 
     def __init__(self, config: Config, arms: Iterable[tuple[str, str]] = ()) -> None:
-        """Makes a server that listens nowhere yet; `arms` are all pairs of experiment and arm."""
+        """Makes a server that listens nowhere yet.
+
+        Args:
+            config: The settings.
+            arms: All pairs of experiment and arm.
+
+        Raises:
+            OSError: The served log can not be written to.
+        """
         self._config = config
         self.metrics = Metrics(SERVICE.full_name, [method.name for method in SERVICE.methods], arms)
         self._health = Health([SERVICE.full_name])
-        self._ranking = _RankingHandler(config.limits, self.metrics)
+        self._log = None
+        if config.served_log is not None:
+            self._log = ServedLog(LogFiles(config.served_log), on_drop=self.metrics.served_log_dropped.inc)
+        self._ranking = _RankingHandler(config.limits, self.metrics, self._log, config.log_features)
         self._pool = ThreadPoolExecutor(config.threads, "rank")
         limits = config.limits
         self._grpc = grpc.server(
@@ -102,9 +115,11 @@ class Server:
         stopped = self._grpc.stop(self._config.grace_ms / 1e3)
         self._health.end_watches()
         stopped.wait()
-        # 3. What is still running now was cut off.
+        # 3. What is still running now is cut off; what was served gets into the log.
         if cut_off := self._ranking.running:
             logger.warning("%d calls were cut off after %d ms", cut_off, self._config.grace_ms)
+        if self._log is not None:
+            self._log.close()
         # 4. Let go of threads and ports.
         self._pool.shutdown(wait=False)
         self._health.close()
@@ -127,8 +142,10 @@ class _RankingHandler(grpc.GenericRpcHandler):
         serving: What answers; None until a model is loaded. Replaced as one reference, read once per call.
     """
 
-    def __init__(self, limits: Limits, metrics: Metrics) -> None:
+    def __init__(self, limits: Limits, metrics: Metrics, log: ServedLog | None, log_features: float) -> None:
         self.serving: Serving | None = None
+        self._log = log
+        self._log_features = log_features
         self._decoder = Decoder(limits)
         self._metrics = metrics
         self._methods = {
@@ -159,6 +176,8 @@ class _RankingHandler(grpc.GenericRpcHandler):
             if isinstance(answer, bytes):
                 return answer
             self._metrics.observe(answer)
+            if self._log is not None and answer.ranking is not None:
+                self._log_served(self._log, answer.ranking, answer.body, body)
             return answer.body
         except Exception as error:
             code = errors.status_code(error)
@@ -185,6 +204,17 @@ class _RankingHandler(grpc.GenericRpcHandler):
             make_id=_make_id,
         )
         return method.run(body, serving, self._decoder, call)
+
+    def _log_served(self, log: ServedLog, ranking: Ranking, response: bytes, request: bytes) -> None:
+        record = served_record(
+            ranking.timeline,
+            ranking.inclusion_probabilities,
+            viewer_id=ranking.viewer_id,
+            served_at_ms=ranking.served_at_ms,
+            response=response,
+            request=request if logs_features(ranking.request_id, self._log_features) else b"",
+        )
+        log.offer(record)
 
 
 def _make_id() -> str:

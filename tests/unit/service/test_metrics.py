@@ -36,7 +36,7 @@ NO_FLOATS = np.empty(0, np.float32)
 TIMELINE = Timeline(NO_ROWS, NO_ROWS, NO_ROWS, pb.ICYMI_DECISION_SHOWN, NO_FLOATS, NO_FLOATS)
 
 
-RANKING = Ranking(1, "r", {"e": "b"}, TIMELINE, None)
+RANKING = Ranking(1, "r", 0, {"e": "b"}, TIMELINE, None)
 
 
 def answer(ranking: Ranking | None = RANKING) -> Answer:
@@ -65,6 +65,7 @@ def test_every_series_is_there_from_the_start(toy_bundle: Path) -> None:
         assert value(metrics, "timeline_probability_count", head=head) == 0
     for arm in ("a", "b"):
         assert value(metrics, "timeline_arm_total", experiment="e", arm=arm) == 0
+    assert value(metrics, "timeline_served_log_dropped_total") == 0
     assert value(metrics, "timeline_icymi_total", decision="unspecified") is None
 
 

@@ -85,7 +85,8 @@ def test_a_timeline_by_hand(serving: Serving) -> None:
     assert response.features.viewer == pb.FeatureCounts.Columns(absent=2)
     assert not response.HasField("explanation")
     assert answer.ranking is not None
-    assert (answer.ranking.viewer_id, answer.ranking.request_id, answer.ranking.arms) == (5, "r1", {})
+    assert (answer.ranking.viewer_id, answer.ranking.request_id, answer.ranking.served_at_ms) == (5, "r1", NOW_MS)
+    assert answer.ranking.arms == {}
     assert answer.ranking.timeline.decision == pb.ICYMI_DECISION_SHOWN
     assert answer.ranking.inclusion_probabilities is None
     assert answer.probabilities.shape == (4, 3)
