@@ -9,11 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from google.protobuf import json_format
 from numpy.typing import NDArray
 
+import service
 from service.generated.timelines.ranking.v1 import ranking_pb2 as pb
 from service.schema import Feature, Group, Head, Schema
 
@@ -24,6 +27,9 @@ REQUESTS = 64  # the inputs that a measurement rotates over
 # Candidates per timeline view -> share of the views; as the visits of the simulated world have them, whose quantiles
 # are 9 (10 %), 32 (25 %), 100 (50 %), 346 (75 %), 903 (90 %) and 2,435 (99 %).
 CANDIDATES_MIX = {10: 0.15, 30: 0.15, 70: 0.20, 150: 0.15, 350: 0.15, 800: 0.12, 1_500: 0.06, 2_500: 0.02}
+
+# A timeline view of the embedded model's world, for realistic values.
+SAMPLE_REQUEST = Path(service.__file__).with_name("sample") / "request.json"
 
 REQUEST_TIME_MS = 1_750_000_000_000
 AWAY_MS = 14 * 3_600_000  # long enough for the ICYMI module
@@ -76,7 +82,10 @@ def requests(
 
 def standard_load(schema: Schema, tweets: int) -> list[pb.RankTimelineRequest]:
     """The requests that costs are measured on: REQUESTS of the same size, always the same ones."""
-    return requests(schema, [tweets] * REQUESTS, seed=0)
+    sample = NO_SAMPLE
+    if SAMPLE_REQUEST.exists():  # it comes with the default bundle
+        sample = Sample.of(json_format.Parse(SAMPLE_REQUEST.read_bytes(), pb.RankTimelineRequest()))
+    return requests(schema, [tweets] * REQUESTS, seed=0, sample=sample)
 
 
 def mixed_counts(count: int, seed: int) -> list[int]:

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+from google.protobuf import json_format
 
 from loadtest import traffic
 from model_export.datasets.world_schema import SCHEMA
@@ -93,6 +96,21 @@ def test_values_fit_their_unit_without_a_sample() -> None:
     assert np.array_equal(likes, np.floor(likes), equal_nan=True)
     assert np.nanmin(likes) >= 0
     assert np.nanmin(age) > 0
+
+
+def test_costs_are_measured_on_values_of_the_sample_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """64 requests of one size, all of them with the values of its file."""
+    sample = pb.RankTimelineRequest()
+    sample.candidates.authors.columns.append("strength")
+    sample.candidates.authors.values.append(0.25)
+    (tmp_path / "request.json").write_text(json_format.MessageToJson(sample))
+    monkeypatch.setattr(traffic, "SAMPLE_REQUEST", tmp_path / "request.json")
+
+    made = traffic.standard_load(toy.SCHEMA, 20)
+
+    assert [len(request.candidates.tweet_ids) for request in made] == [20] * 64
+    strengths = np.concatenate([np.asarray(request.candidates.authors.values) for request in made])
+    assert set(strengths[~np.isnan(strengths)].tolist()) == {0.25}
 
 
 def test_mixed_counts_follow_the_mix() -> None:
