@@ -1,10 +1,4 @@
-"""From arrays to protobuf.
-
-`extend(ndarray)` of protobuf 7.36's Linux wheels boxes every number: 600 us for 3,000 floats where this was written,
-`extend(array.tolist())` 120 us. The wire form of a packed float field is the array's own bytes behind a tag and a
-length, and the parser copies those at once: `add_floats` takes 3 us. Integers are varints on the wire, so ids take
-the list.
-"""
+"""From arrays to protobuf."""
 
 from __future__ import annotations
 
@@ -12,16 +6,16 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
-from google.protobuf.message import Message
 
 from service.align import ColumnCounts, Counts
 from service.decode import Candidates, Floats
 from service.generated.timelines.ranking.v1 import ranking_pb2 as pb
 from service.generated.timelines.ranking.v1 import served_log_pb2
 from service.limits import Limits
-from service.model import Served
+from service.model import LoadResult, Model, Served
 from service.scoring import Scores
 from service.timeline import Rows, Timeline
+from service.wire import add_floats, add_ids
 
 
 class Contributions(NamedTuple):
@@ -63,7 +57,7 @@ def rank_response(
         section.SetInParent()  # an empty section is there too, in JSON and for clients that know null
         section.tweet_ids.extend(candidates.tweet_ids[rows].tolist())
         add_floats(section, pb.Section.SCORES_FIELD_NUMBER, timeline.scores[rows])
-        add_floats(section, pb.Section.PROBABILITIES_FIELD_NUMBER, scores.probabilities[rows])
+        add_floats(section, pb.Section.PROBABILITIES_FIELD_NUMBER, scores.probabilities.take(rows, axis=0))
     return response
 
 
@@ -87,7 +81,7 @@ def score_response(
     response = pb.ScoreTweetsResponse(
         request_id=request_id, heads=served.model.schema.head_names, model_version=served.model.version
     )
-    response.tweet_ids.extend(candidates.tweet_ids.tolist())
+    add_ids(response, pb.ScoreTweetsResponse.TWEET_IDS_FIELD_NUMBER, candidates.tweet_ids)
     add_floats(response, pb.ScoreTweetsResponse.PROBABILITIES_FIELD_NUMBER, scores.probabilities)
     if raw:
         add_floats(response, pb.ScoreTweetsResponse.RAW_PROBABILITIES_FIELD_NUMBER, scores.raw)
@@ -127,8 +121,10 @@ def served_record(
     return record
 
 
-def describe_response(served: Served, limits: Limits) -> pb.DescribeModelResponse:
-    """The answer to DescribeModel."""
+def describe_response(
+    served: Served, limits: Limits, models: Mapping[str, Model], loads: Mapping[str, LoadResult]
+) -> pb.DescribeModelResponse:
+    """The answer to DescribeModel; `models` by label, `loads` by version."""
     schema = served.model.schema
     weights = served.policy.policy.head_weights
     return pb.DescribeModelResponse(
@@ -140,28 +136,10 @@ def describe_response(served: Served, limits: Limits) -> pb.DescribeModelRespons
         heads=[pb.Head(name=h.name, weight=weights[h.name], sign=h.sign) for h in schema.heads],
         policy_toml=served.policy.toml,
         limits=pb.Limits(**{name: getattr(limits, name) for name in pb.Limits.DESCRIPTOR.fields_by_name}),
+        serving={label: model.version for label, model in models.items()},
+        loads=[pb.ModelLoad(version=v, faults=load.faults, at_ms=load.at_ms) for v, load in loads.items()],
     )
 
 
 def _columns(counts: ColumnCounts) -> pb.FeatureCounts.Columns:
     return pb.FeatureCounts.Columns(**counts._asdict())
-
-
-def add_floats(message: Message, field_number: int, values: Floats) -> None:
-    """Appends an array, in C order, to a packed repeated float field."""
-    content = values.astype("<f4", copy=False).tobytes()
-    message.MergeFromString(b"".join((_tag(field_number), _varint(len(content)), content)))
-
-
-def _tag(field_number: int) -> bytes:
-    return bytes((field_number << 3 | 2,))  # 2: what follows has a length; field numbers here are below 16
-
-
-def _varint(value: int) -> bytes:
-    """Protobuf's integers: seven bits a byte, the lowest first, the high bit says that more follow."""
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)

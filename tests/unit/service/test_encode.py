@@ -1,49 +1,13 @@
-"""From arrays to protobuf: floats go in by their wire form, and come out as they were."""
+"""From arrays to protobuf: what becomes of a served timeline in the log."""
 
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import given
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 
-from service.decode import Floats
-from service.encode import add_floats, served_record
+from service.encode import served_record
 from service.generated.timelines.ranking.v1 import ranking_pb2 as pb
 from service.generated.timelines.ranking.v1.served_log_pb2 import ServedRecord
 from service.timeline import Timeline
-
-float32s = st.floats(width=32, allow_nan=True, allow_infinity=True)
-
-
-@given(hnp.arrays(np.float32, hnp.array_shapes(min_dims=1, max_dims=2, min_side=0, max_side=300), elements=float32s))
-def test_floats_come_back_bit_for_bit(values: Floats) -> None:
-    """Any length, any shape, any float: what protobuf's own parser makes of it is what protobuf's own extend makes."""
-    section = pb.Section()
-
-    add_floats(section, pb.Section.PROBABILITIES_FIELD_NUMBER, values)
-
-    np.testing.assert_array_equal(np.asarray(section.probabilities, dtype=np.float32), values.ravel())
-    assert section.SerializeToString() == pb.Section(probabilities=values.ravel().tolist()).SerializeToString()
-
-
-def test_floats_that_are_not_contiguous() -> None:
-    """A transposed array goes in by its rows."""
-    section = pb.Section()
-
-    add_floats(section, pb.Section.SCORES_FIELD_NUMBER, np.array([[1, 2], [3, 4]], np.float32).T)
-
-    assert list(section.scores) == [1, 3, 2, 4]
-
-
-def test_floats_are_appended() -> None:
-    """What was there stays."""
-    section = pb.Section(scores=[0.5])
-
-    add_floats(section, pb.Section.SCORES_FIELD_NUMBER, np.array([1, 2], np.float32))
-
-    assert list(section.scores) == [0.5, 1, 2]
-
 
 # Rows 3 and then 0, 4 on top; 2 and 1 beneath.
 TIMELINE = Timeline(
