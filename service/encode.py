@@ -55,7 +55,7 @@ def rank_response(
         (response.remainder, timeline.remainder),
     ):
         section.SetInParent()  # an empty section is there too, in JSON and for clients that know null
-        section.tweet_ids.extend(candidates.tweet_ids[rows].tolist())
+        add_ids(section, pb.Section.TWEET_IDS_FIELD_NUMBER, candidates.tweet_ids[rows])
         add_floats(section, pb.Section.SCORES_FIELD_NUMBER, timeline.scores[rows])
         add_floats(section, pb.Section.PROBABILITIES_FIELD_NUMBER, scores.probabilities.take(rows, axis=0))
     return response
