@@ -27,7 +27,10 @@ class Config:
     """The settings of one server.
 
     Attributes:
-        bundle: Directory of the model to serve.
+        bundle: Directory of the one model to serve; None: those of the repository.
+        model_repository: Directory of the models to serve by label, and to look at for new ones; None: the bundle.
+        model_check_ms: How often to look.
+        slowdown_max: How many times as long as the serving model a new one may take for the same Tweets.
         policy: TOML file with the timeline policy; None: the defaults.
         experiments: TOML file with the experiments; None: none.
         served_log: Directory that what is served is written to; None: nowhere.
@@ -43,7 +46,10 @@ class Config:
         limits: What a request may ask for.
     """
 
-    bundle: Path
+    bundle: Path | None
+    model_repository: Path | None
+    model_check_ms: int
+    slowdown_max: float
     policy: Path | None
     experiments: Path | None
     served_log: Path | None
@@ -66,11 +72,15 @@ class Config:
             ("drain_ms", 0, 3_600_000),
             ("grace_ms", 0, 3_600_000),
             ("log_features", 0, 1),
+            ("model_check_ms", 10, 3_600_000),
+            ("slowdown_max", 1, 1_000),
         ):
             if not low <= getattr(self, name) <= high:
                 raise ConfigError(f"{name} {getattr(self, name)} is not between {low} and {high}")
         if self.grpc_port == self.metrics_port != 0:
             raise ConfigError(f"grpc_port and metrics_port are both {self.grpc_port}")
+        if (self.bundle is None) == (self.model_repository is None):
+            raise ConfigError("bundle and model_repository exclude each other")
         if self.log_features and self.served_log is None:
             raise ConfigError(f"log_features {self.log_features} has no served_log to go to")
         # A call that comes without a deadline in the last moment before the stop must have the time promised to it.
@@ -103,7 +113,10 @@ _LIMIT_HELP = {
 def _flags() -> tuple[_Flag, ...]:
     available = cpus()
     return (
-        _Flag("bundle", Path, DEFAULT_BUNDLE, "directory of the model to serve; the embedded one by default"),
+        _Flag("bundle", Path, None, "directory of the model to serve; the embedded one unless there is a repository"),
+        _Flag("model_repository", Path, None, "directory of models to serve by label, and to look at for new ones"),
+        _Flag("model_check_ms", int, 1_000, "milliseconds between looks"),
+        _Flag("slowdown_max", float, 3.0, "times as long as the serving model that a new one may take"),
         _Flag("policy", Path, None, "TOML file with the timeline policy"),
         _Flag("experiments", Path, None, "TOML file with the experiments"),
         _Flag("served_log", Path, None, "directory to write what is served to"),
@@ -138,6 +151,8 @@ def from_arguments(arguments: argparse.Namespace, environment: Mapping[str, str]
             values[flag.name] = flag.default if text is None else flag.parse(text)
         except ValueError as error:
             raise ConfigError(f"{name} is {text!r}, not a number") from error
+    if values["bundle"] is None and values["model_repository"] is None:
+        values["bundle"] = DEFAULT_BUNDLE
     limits = {f.name: values.pop(f.name) for f in fields(Limits)}
     try:
         return Config(**values, limits=Limits(**limits))

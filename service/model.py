@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -69,6 +70,24 @@ class Served:
     policy: EffectivePolicy
     arms: Mapping[str, str] = field(default_factory=dict)
     exploration_epsilon: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class LoadResult:
+    """What became of a try to load a version.
+
+    Attributes:
+        faults: Why it was refused, a line each; none: it was loaded.
+        at_ms: When, Unix ms.
+    """
+
+    faults: tuple[str, ...]
+    at_ms: int
+
+    @staticmethod
+    def now(*faults: str) -> LoadResult:
+        """A result of this moment."""
+        return LoadResult(faults, time.time_ns() // 1_000_000)
 
 
 def load_model(directory: Path, threads: int) -> Model:

@@ -16,7 +16,7 @@ Nothing here knows gRPC, looks at a clock of its own or keeps anything: what the
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -35,7 +35,7 @@ from service.encode import Contributions, add_explanation, describe_response, ra
 from service.errors import DeadlinePassed
 from service.exploration import explore
 from service.generated.timelines.ranking.v1 import ranking_pb2 as pb
-from service.model import Served
+from service.model import LoadResult, Served
 from service.relevance import relevance
 from service.serving import Serving
 from service.timeline import Rows, Timeline
@@ -53,6 +53,7 @@ class Call:
         arrived_ns: When the call arrived, by `clock`.
         deadline_ns: When the caller stops waiting, by `clock`.
         make_id: Makes an id for a request that has none.
+        loads: Version -> what became of the latest try to load it.
     """
 
     now_ms: int
@@ -60,6 +61,7 @@ class Call:
     arrived_ns: int
     deadline_ns: float
     make_id: Callable[[], str]
+    loads: Mapping[str, LoadResult] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,11 +201,12 @@ def score_tweets(body: bytes, serving: Serving, decoder: Decoder, call: Call) ->
     return Answer(answer_body, watch.stages_ns, served.model.schema.head_names, scores.probabilities, counts, None)
 
 
-def describe_model(body: bytes, serving: Serving, decoder: Decoder, _: Call) -> bytes:
+def describe_model(body: bytes, serving: Serving, decoder: Decoder, call: Call) -> bytes:
     """Answers a DescribeModelRequest; raises InvalidRequest and UnknownModel."""
     request = parse(pb.DescribeModelRequest, body)
     check_model(request.model, decoder.limits)
-    return describe_response(serving.untreated(request.model), decoder.limits).SerializeToString()
+    served = serving.untreated(request.model)
+    return describe_response(served, decoder.limits, serving.models, call.loads).SerializeToString()
 
 
 # By the name of the method that each answers.

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Sequence
 from types import FrameType
 
 from google.protobuf.internal import api_implementation
@@ -15,9 +16,11 @@ from google.protobuf.internal import api_implementation
 from service.bundle import BundleError
 from service.config import Config, ConfigError, add_arguments, from_arguments
 from service.experiments import Experiments, ExperimentsError, read_experiments
-from service.model import load_model
+from service.live_models import LiveModels
+from service.model import LoadResult, load_model
+from service.model_loader import ModelLoader
 from service.policy import Policy, PolicyError, read_policy
-from service.repository import STABLE
+from service.repository import STABLE, Repository
 from service.server import Server
 from service.serving import Serving, ServingError
 
@@ -62,19 +65,45 @@ def _serve(config: Config, experiments: Experiments, stop: threading.Event, hurr
     except OSError as error:
         print(f"timeline-ranker serve: {error}", file=sys.stderr)
         return FAILED
-    try:
-        server.serve(Serving({STABLE: load_model(config.bundle, config.intra_op_threads)}, experiments))
-    except (BundleError, ServingError) as error:
-        for line in error.faults if isinstance(error, BundleError) else [str(error)]:
-            print(f"timeline-ranker serve: {line}", file=sys.stderr)
+    faults = _load(config, experiments, server, stop)
+    if faults:
+        for fault in faults:
+            print(f"timeline-ranker serve: {fault}", file=sys.stderr)
         stop.set()
         server.drain(lambda _: None)
         return FAILED
-    server.metrics.loads["loaded"].inc()
     print(f"ready grpc={server.grpc_address} metrics={server.metrics_address}", flush=True)
     stop.wait()
     server.drain(hurry.wait)
     return STOPPED
+
+
+def _load(config: Config, experiments: Experiments, server: Server, stop: threading.Event) -> Sequence[str]:
+    """Has the server serve the settings' models, and new ones until `stop`; returns why not, a line each, if not."""
+    if config.bundle is not None:
+        try:
+            model = load_model(config.bundle, config.intra_op_threads)
+            server.serve(Serving({STABLE: model}, experiments))
+        except BundleError as error:
+            return error.faults
+        except ServingError as error:
+            return [str(error)]
+        server.report_load(model.version, LoadResult.now())
+        return []
+    assert config.model_repository is not None  # noqa: S101 - one of the two is there
+    live = LiveModels(
+        Repository(config.model_repository),
+        ModelLoader(config.intra_op_threads, config.slowdown_max).load,
+        lambda models: server.serve(Serving(models, experiments)),
+        server.report_load,
+        {STABLE, *(treatment.model for treatment in experiments.treatments)},
+    )
+    live.update()
+    if not live.serving:
+        faults = [f"version {version}: {line}" for version, load in server.loads.items() for line in load.faults]
+        return [*faults, *filter(None, [live.complaint])]
+    threading.Thread(target=live.watch, args=(stop, config.model_check_ms / 1e3), name="models", daemon=True).start()
+    return []
 
 
 def _read_policy(config: Config) -> Policy:

@@ -6,7 +6,7 @@ import functools
 import logging
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -22,6 +22,7 @@ from service.generated.timelines.ranking.v1 import ranking_pb2 as pb
 from service.health import Health
 from service.limits import Limits
 from service.metrics import MethodMetrics, Metrics
+from service.model import LoadResult
 from service.pipeline import Answer, Call, Ranking
 from service.served_log import LogFiles, ServedLog, logs_features
 from service.serving import Serving
@@ -29,6 +30,7 @@ from service.serving import Serving
 logger = logging.getLogger(__name__)
 
 SERVICE = pb.DESCRIPTOR.services_by_name["TimelineRankingService"]
+LOADS_MAX = 20
 # Later than any real deadline: grpcio gives calls without one a time_remaining() of centuries.
 NO_DEADLINE_S = 10 * 365 * 86_400.0
 
@@ -105,6 +107,17 @@ class Server:
         self._ranking.serving = serving
         self._health.serving()
 
+    @property
+    def loads(self) -> Mapping[str, LoadResult]:
+        """Version -> what became of the latest try to load it, the oldest first; of the LOADS_MAX latest."""
+        return self._ranking.loads
+
+    def report_load(self, version: str, result: LoadResult) -> None:
+        """Counts a try to load a version, and tells of it in DescribeModel."""
+        self.metrics.loads["refused" if result.faults else "loaded"].inc()
+        others = [(v, load) for v, load in self.loads.items() if v != version]
+        self._ranking.loads = dict([*others, (version, result)][-LOADS_MAX:])
+
     def drain(self, wait: Callable[[float], Any] = time.sleep) -> None:
         """Stops the server without failing a call; `wait` takes seconds."""
         # 1. Say so, and go on: callers and balancers need a while to notice.
@@ -140,10 +153,12 @@ class _RankingHandler(grpc.GenericRpcHandler):
 
     Attributes:
         serving: What answers; None until a model is loaded. Replaced as one reference, read once per call.
+        loads: Version -> what became of the latest try to load it. Replaced, never changed.
     """
 
     def __init__(self, limits: Limits, metrics: Metrics, log: ServedLog | None, log_features: float) -> None:
         self.serving: Serving | None = None
+        self.loads: Mapping[str, LoadResult] = {}
         self._log = log
         self._log_features = log_features
         self._decoder = Decoder(limits)
@@ -202,6 +217,7 @@ class _RankingHandler(grpc.GenericRpcHandler):
             arrived_ns=arrived_ns,
             deadline_ns=time.perf_counter_ns() + remaining_s * 1e9,
             make_id=_make_id,
+            loads=self.loads,
         )
         return method.run(body, serving, self._decoder, call)
 

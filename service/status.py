@@ -7,43 +7,80 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, cast
 
+import grpc
+
+from service.generated.timelines.ranking.v1 import ranking_pb2 as pb
+from service.generated.timelines.ranking.v1 import ranking_pb2_grpc
 from service.repository import Labels, Repository, RepositoryError
 
 READ, UNREADABLE = 0, 1
+TIMEOUT_S = 10.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares what the command takes."""
     parser.add_argument("root", metavar="ROOT", type=Path, help="the repository")
+    parser.add_argument("--target", metavar="HOST:PORT", help="a server to ask what it made of it")
     parser.add_argument("--json", action="store_true", help="print it as JSON")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Prints labels and versions; a version that is not sound with what is wrong."""
+    """Prints labels and versions, a version that is not sound with what is wrong; then what the server says."""
     repository = Repository(arguments.root)
     try:
         labels = repository.labels()
         versions = sorted({*repository.versions(), *(label.version for label in labels.values())})
+        served = ask(arguments.target) if arguments.target else None
     except RepositoryError as error:
         print(f"timeline-ranker status: {error}", file=sys.stderr)
         return UNREADABLE
+    except grpc.RpcError as error:
+        call = cast(grpc.Call, error)  # what a call raises is also the call
+        print(f"timeline-ranker status: {call.code().name}: {call.details()}", file=sys.stderr)
+        return UNREADABLE
     faults = {version: repository.faults(version) for version in versions}
-    print(to_json(labels, faults) if arguments.json else to_text(labels, faults))
+    if arguments.json:
+        print(to_json(labels, faults, served))
+    else:
+        print(to_text(labels, faults, served, arguments.target))
     return READ
 
 
-def to_json(labels: Labels, faults: Mapping[int, Sequence[str]]) -> str:
-    """`labels` as in labels.json; `versions`, each with its `version` and `faults`, a text each."""
-    document = {
+def ask(target: str) -> pb.DescribeModelResponse:
+    """What the server at HOST:PORT says of its models; raises grpc.RpcError."""
+    with grpc.insecure_channel(target) as channel:
+        stub = ranking_pb2_grpc.TimelineRankingServiceStub(channel)
+        return stub.DescribeModel(pb.DescribeModelRequest(), timeout=TIMEOUT_S)
+
+
+def to_json(labels: Labels, faults: Mapping[int, Sequence[str]], served: pb.DescribeModelResponse | None) -> str:
+    """`labels` as in labels.json; `versions`, each with its `version` and `faults`, a text each.
+
+    With a server, `target`: its `serving`, label -> version, and `loads`, each with `version`, `faults` and `at_ms`.
+    """
+    document: dict[str, Any] = {
         "labels": {name: label.to_json() for name, label in labels.items()},
         "versions": [{"version": version, "faults": list(found)} for version, found in faults.items()],
     }
+    if served is not None:
+        loads = [{"version": load.version, "faults": list(load.faults), "at_ms": load.at_ms} for load in served.loads]
+        document["target"] = {"serving": dict(served.serving), "loads": loads}
     return json.dumps(document, indent=1)
 
 
-def to_text(labels: Labels, faults: Mapping[int, Sequence[str]]) -> str:
-    """A line per label, then a line per version."""
+def to_text(
+    labels: Labels, faults: Mapping[int, Sequence[str]], served: pb.DescribeModelResponse | None, target: str
+) -> str:
+    """A line per label, a line per version; with a server a line for each label that it serves, and for each load."""
     lines = [f"{name}: {label}" for name, label in labels.items()]
     lines += [f"version {version}: {'; '.join(found) or 'good'}" for version, found in faults.items()]
-    return "\n".join(lines or ["nothing was published"])
+    if not lines:
+        lines = ["nothing was published"]
+    if served is not None:
+        lines += [f"{target} serves {label}: version {version}" for label, version in sorted(served.serving.items())]
+        for load in served.loads:
+            why = f"refused version {load.version}: {'; '.join(load.faults)}"
+            lines.append(f"{target} {why if load.faults else f'loaded version {load.version}'}")
+    return "\n".join(lines)

@@ -57,14 +57,16 @@ def flip_byte(directory: Path) -> None:
 
 def link_outside(directory: Path) -> None:
     """The model stands elsewhere."""
-    (directory / "model.onnx").rename(directory.parent / "elsewhere")
-    (directory / "model.onnx").symlink_to("../elsewhere")
+    elsewhere = directory.parent / f"elsewhere-{directory.name}"
+    (directory / "model.onnx").rename(elsewhere)
+    (directory / "model.onnx").symlink_to(elsewhere)
 
 
 def link_version(directory: Path) -> None:
     """The whole version stands elsewhere."""
-    directory.rename(directory.parent / "elsewhere")
-    directory.symlink_to("elsewhere")
+    elsewhere = directory.parent / f"elsewhere-{directory.name}"
+    directory.rename(elsewhere)
+    directory.symlink_to(elsewhere)
 
 
 def inflate(directory: Path) -> None:

@@ -27,6 +27,13 @@ def test_defaults() -> None:
     assert settings.limits == Limits(5_000, 5_000, 2_048, 10_000, 256, 32 << 20, 1_000, 1_000)
 
 
+def test_a_repository_takes_the_place_of_a_bundle() -> None:
+    """Whoever names a repository does not get the embedded model."""
+    settings = read("--model-repository", "models")
+
+    assert (settings.bundle, settings.model_repository) == (None, Path("models"))
+
+
 def test_flag_beats_environment_beats_default() -> None:
     """Every setting has both forms."""
     environment = {"TIMELINE_RANKER_GRPC_PORT": "7", "TIMELINE_RANKER_BUNDLE": "/models/a"}
@@ -57,6 +64,9 @@ def test_other_variables_are_none_of_ours() -> None:
         (("--log-features", "1.5", "--served-log", "x"), {}, "log_features 1.5 is not between 0 and 1"),
         (("--log-features", "nan", "--served-log", "x"), {}, "log_features nan is not between 0 and 1"),
         (("--log-features", "0.5"), {}, "log_features 0.5 has no served_log to go to"),
+        (("--bundle", "a", "--model-repository", "b"), {}, "bundle and model_repository exclude each other"),
+        (("--model-check-ms", "9"), {}, "model_check_ms 9 is not between 10 and 3600000"),
+        (("--slowdown-max", "0.5"), {}, "slowdown_max 0.5 is not between 1 and 1000"),
         (("--grace-ms", "10"), {}, "grace_ms 10 is shorter than default_deadline_ms 1000"),
         (("--message-bytes-max", "1000"), {}, "message_bytes_max 1000 is too small for rows_max 5000: ids and times"),
     ],

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from service.bundle import Bundle, read_bundle
-from service.live_models import LiveModels, LoadResult
-from service.model import Model
+from service.live_models import LiveModels
+from service.model import LoadResult, Model
 from service.model_loader import LOADING_NICENESS, ModelLoader, step_back
 from service.repository import Repository
 from service.serving import ServingError
@@ -29,12 +29,10 @@ class Server:
         self.attempts = 0
         self.swapped = threading.Event()
         self.niceness = 0
-        self.reports: list[LoadResult] = []
+        self.reports: list[tuple[str, LoadResult]] = []
         self.objection = ""
         self.load: Callable[[Bundle, str, Model | None], Model] = ModelLoader(threads=1, slowdown_max=3.0).load
-        self.live = LiveModels(
-            Repository(root), lambda *given: self.load(*given), self.serve, self.reports.append, needed
-        )
+        self.live = LiveModels(Repository(root), lambda *given: self.load(*given), self.serve, self.report, needed)
 
     def serve(self, models: Mapping[str, Model]) -> None:
         self.attempts += 1
@@ -44,13 +42,17 @@ class Server:
         self.niceness = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
         self.swapped.set()
 
+    def report(self, version: str, result: LoadResult) -> None:
+        self.reports.append((version, result))
+
     def update(self) -> dict[str, str]:
         """Label -> version after one more look."""
         self.live.update()
         return {label: model.version for label, model in self.models.items()}
 
     def faults(self, version: int) -> tuple[str, ...]:
-        return self.live.results[version].faults
+        """What the latest report says of the version."""
+        return dict(self.reports)[str(version)].faults
 
 
 @pytest.fixture
@@ -82,7 +84,7 @@ def test_a_promoted_version_serves(server: Server, repository: Repository, toy_b
     repository.promote(2, "stable")
 
     assert server.update() == {"stable": "2"}
-    assert server.live.results[2].faults == ()
+    assert server.faults(2) == ()
     repository.rollback("stable")
     assert server.update() == {"stable": "1"}
 
@@ -126,8 +128,7 @@ def test_a_failed_version_is_reported_and_left_alone(server: Server, repository:
         assert server.update() == {"stable": "1"}
 
     assert len(server.reports) == 2
-    assert server.reports[-1].faults[0].startswith("golden.binpb: has")
-    assert server.live.results[2] == server.reports[-1]
+    assert server.faults(2)[0].startswith("golden.binpb: has")
     golden.write_bytes(content)
     assert server.update() == {"stable": "2"}
     assert server.faults(2) == ()
@@ -189,6 +190,7 @@ def test_nothing_serves_before_all_that_is_needed_is_there(repository: Repositor
     """Experiments that want a canary wait for it; once there, it stays though its label goes."""
     server = Server(repository.root, needed=frozenset({"stable", "canary"}))
     assert server.update() == {}
+    assert server.live.complaint == "no model is ready under canary"
 
     repository.publish(toy_bundle)
     repository.promote(2, "canary")

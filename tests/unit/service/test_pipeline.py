@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from service.errors import DeadlinePassed, InvalidRequest, UnknownModel
 from service.experiments import Arm, Experiment, Experiments
 from service.generated.timelines.ranking.v1 import ranking_pb2 as pb
 from service.limits import Limits
-from service.model import Model, load_model
+from service.model import LoadResult, Model, load_model
 from service.pipeline import Answer, Call
 from service.policy import Policy
 from service.serving import Serving
@@ -176,8 +177,16 @@ def test_scores_in_the_order_sent(serving: Serving) -> None:
 
 
 def test_describe_model(serving: Serving) -> None:
-    """Features in the schema's order, heads with the weights in force, policy and limits."""
-    response = pb.DescribeModelResponse.FromString(pipeline.describe_model(b"", serving, DECODER, call()))
+    """Features in the schema's order, heads with the weights in force, policy, limits, labels and loads."""
+    loads = {"1": LoadResult((), 11), "2": LoadResult(("model.onnx: is missing", "golden.binpb: is missing"), 22)}
+    asked = replace(call(), loads=loads)
+    response = pb.DescribeModelResponse.FromString(pipeline.describe_model(b"", serving, DECODER, asked))
+
+    assert response.serving == {"stable": response.model_version}
+    assert list(response.loads) == [
+        pb.ModelLoad(version="1", at_ms=11),
+        pb.ModelLoad(version="2", at_ms=22, faults=["model.onnx: is missing", "golden.binpb: is missing"]),
+    ]
 
     assert response.model_version == serving.untreated("").model.version
     assert [(f.group, f.name) for f in response.features] == [(f.group, f.name) for f in toy.SCHEMA.features]

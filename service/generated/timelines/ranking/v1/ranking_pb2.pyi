@@ -807,11 +807,33 @@ class DescribeModelResponse(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class ServingEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     MODEL_VERSION_FIELD_NUMBER: _builtins.int
     FEATURES_FIELD_NUMBER: _builtins.int
     HEADS_FIELD_NUMBER: _builtins.int
     POLICY_TOML_FIELD_NUMBER: _builtins.int
     LIMITS_FIELD_NUMBER: _builtins.int
+    SERVING_FIELD_NUMBER: _builtins.int
+    LOADS_FIELD_NUMBER: _builtins.int
     model_version: _builtins.str
     """Version of the model described."""
     policy_toml: _builtins.str
@@ -828,6 +850,14 @@ class DescribeModelResponse(_message.Message):
     def limits(self) -> Global___Limits:
         """What this server accepts."""
 
+    @_builtins.property
+    def serving(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Label -> version of the model that serves under it."""
+
+    @_builtins.property
+    def loads(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelLoad]:
+        """The versions that this server tried to load from its model repository, the latest try of each, oldest first."""
+
     def __init__(
         self,
         *,
@@ -836,14 +866,48 @@ class DescribeModelResponse(_message.Message):
         heads: _abc.Iterable[Global___Head] | None = ...,
         policy_toml: _builtins.str = ...,
         limits: Global___Limits | None = ...,
+        serving: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        loads: _abc.Iterable[Global___ModelLoad] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["features", b"features", "heads", b"heads", "limits", b"limits", "model_version", b"model_version", "policy_toml", b"policy_toml"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["features", b"features", "heads", b"heads", "limits", b"limits", "loads", b"loads", "model_version", b"model_version", "policy_toml", b"policy_toml", "serving", b"serving"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DescribeModelResponse: _TypeAlias = DescribeModelResponse  # noqa: Y015
+
+@_typing.final
+class ModelLoad(_message.Message):
+    """A try to load a version of the model."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    FAULTS_FIELD_NUMBER: _builtins.int
+    AT_MS_FIELD_NUMBER: _builtins.int
+    version: _builtins.str
+    """The version."""
+    at_ms: _builtins.int
+    """When, Unix ms."""
+    @_builtins.property
+    def faults(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Why it was refused, a line each. Empty: it was loaded."""
+
+    def __init__(
+        self,
+        *,
+        version: _builtins.str = ...,
+        faults: _abc.Iterable[_builtins.str] | None = ...,
+        at_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_ms", b"at_ms", "faults", b"faults", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ModelLoad: _TypeAlias = ModelLoad  # noqa: Y015
 
 @_typing.final
 class Feature(_message.Message):
