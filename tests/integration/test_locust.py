@@ -18,10 +18,10 @@ SERVICE = pb.DESCRIPTOR.services_by_name["TimelineRankingService"].full_name
 
 
 def locust(target: str) -> subprocess.CompletedProcess[str]:
-    """Two users for two seconds."""
+    """Two users for three seconds."""
     command = [sys.executable, "-m", "locust", "-f", str(LOCUSTFILE), "--headless", "--only-summary", "--host", target]
     return subprocess.run(
-        [*command, "--users", "2", "--spawn-rate", "2", "--run-time", "2s"],
+        [*command, "--users", "2", "--spawn-rate", "2", "--run-time", "3s"],
         capture_output=True,
         text=True,
         timeout=60,
