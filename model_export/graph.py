@@ -16,12 +16,13 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from model_export import graph_first_layer as first_layer
 from model_export.graph_calibration import add_calibration
 from model_export.graph_thermometer import Precision, plan_thermometer
 from model_export.graph_writer import GraphWriter, signature, tensor_info
-from model_export.weights import Cross, Dense, GroupWeights, Knots, NetWeights, Towers
+from model_export.weights import Cross, Dense, Dots, GroupWeights, Knots, NetWeights, Towers
 from service.schema import GROUPS, Group, Schema
 
 __all__ = ["Precision", "build", "build_plain", "signature"]
@@ -91,12 +92,30 @@ def _add_first_layer(graph: GraphWriter, schema: Schema, weights: NetWeights, fo
         h = _add_group(graph, group, schema, weights.groups.get(group), h, form)
     if _contributes(weights.groups.get("author")):
         h = graph.node("Gather", [h, index], "first_layer/author_rows", axis=0)
-    elif not _contributes(weights.groups.get("tweet")):
+    elif not _contributes(weights.groups.get("tweet")) and weights.dots is None:
         width = graph.constant("first_layer/width", np.array([len(weights.bias)], np.int64))
         rows = graph.node("Shape", [index], "first_layer/tweet_count")
         shape = graph.node("Concat", [rows, width], "first_layer/shape", axis=0)
         h = graph.node("Expand", [h, shape], "first_layer/same_rows")
-    return _add_group(graph, "tweet", schema, weights.groups.get("tweet"), h, form)
+    h = _add_group(graph, "tweet", schema, weights.groups.get("tweet"), h, form)
+    return h if weights.dots is None else _add_dots(graph, schema, weights.dots, h)
+
+
+def _add_dots(graph: GraphWriter, schema: Schema, dots: Dots, start: str) -> str:
+    """Adds `start` + what the products of vectors contribute: [N, K]. A NaN in either makes the product NaN: absent."""
+    products = []
+    for i, pair in enumerate(dots.pairs):
+        tables = {group: first_layer.Table(graph, _INPUTS[group][0], schema.layouts[group].width) for group in GROUPS}
+        name = f"dots/{i}"
+        ours = tables["tweet"].columns(pair.tweet_columns, f"{name}/tweets")
+        others = tables[pair.group].columns(pair.columns, f"{name}/{_INPUTS[pair.group][0]}")
+        if pair.group == "author":
+            others = graph.node("Gather", [others, "author_index"], f"{name}/author_rows", axis=0)
+        axis = graph.constant(f"{name}/axis", np.array([1], np.int64))
+        multiplied = graph.node("Mul", [ours, others], f"{name}/multiplied")
+        products.append(graph.node("ReduceSum", [multiplied, axis], f"{name}/product", keepdims=1))
+    joined = products[0] if len(products) == 1 else graph.node("Concat", products, "dots/products", axis=1)
+    return first_layer.add_raws(graph, first_layer.Table(graph, joined, len(products)), [dots.raw], start)
 
 
 def _contributes(group: GroupWeights | None) -> bool:
@@ -193,3 +212,17 @@ def _check(schema: Schema, weights: NetWeights, calibration: Sequence[Knots]) ->
         matrices += [raw.weights for raw in part.raws]
         if any(matrix.shape[1] != k for matrix in matrices):
             raise ValueError(f"{group}: weights for another number of units than the layer's {k}")
+    if weights.dots is not None:
+        _check_dots(schema, weights.dots, k)
+
+
+def _check_dots(schema: Schema, dots: Dots, k: int) -> None:
+    if dots.raw.weights.shape != (len(dots.pairs), k) or dots.raw.log:
+        raise ValueError(f"dots: raw weights for {dots.raw.weights.shape}, not for {len(dots.pairs)} x {k} by value")
+    for pair in dots.pairs:
+        if pair.group == "tweet" or len(pair.columns) != len(pair.tweet_columns):
+            raise ValueError("dots: a pair is a Tweet's vector with one of another group, of one width")
+        places: dict[Group, NDArray[np.int64]] = {"tweet": pair.tweet_columns, pair.group: pair.columns}
+        for group, columns in places.items():
+            if columns.max() >= schema.layouts[group].width:
+                raise ValueError(f"dots: column {columns.max()} of a table with {schema.layouts[group].width} columns")

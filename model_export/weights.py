@@ -77,6 +77,34 @@ class GroupWeights:
 
 
 @dataclass(frozen=True)
+class VectorPair:
+    """A vector of the Tweet and one of the viewer or the author, of the same width w.
+
+    Attributes:
+        tweet_columns: [w] int64, columns of the Tweet's table.
+        group: The other's table, not the Tweet's.
+        columns: [w] int64, columns of that table.
+    """
+
+    tweet_columns: NDArray[np.int64]
+    group: Group
+    columns: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Dots:
+    """Inner products of D pairs, which enter by value for every Tweet; absent where either vector is.
+
+    Attributes:
+        pairs: D of them.
+        raw: As for columns of a table [N, D] that holds the products: `raw.columns` count the pairs, no logarithm.
+    """
+
+    pairs: tuple[VectorPair, ...]
+    raw: Raw
+
+
+@dataclass(frozen=True)
 class Dense:
     """y = x @ weights + bias, then max(y, 0) where `relu`; weights [in, out], bias [out]."""
 
@@ -126,6 +154,7 @@ class NetWeights:
         relu: Whether max(h, 0) follows the crosses.
         trunk: Dense layers after it.
         towers: None for a `linear` model: then K = H and h are the logits, and there are no crosses, relu or trunk.
+        dots: What products of vectors add to h; None: nothing.
     """
 
     groups: dict[Group, GroupWeights]
@@ -134,6 +163,7 @@ class NetWeights:
     relu: bool
     trunk: tuple[Dense, ...]
     towers: Towers | None
+    dots: Dots | None = None
 
 
 @dataclass(frozen=True)

@@ -52,6 +52,16 @@ def reference_raw(weights: NetWeights, tables: Tables, author_index: np.ndarray[
         for group in GROUPS:
             if group in weights.groups:
                 first = first + reference_group_row(weights.groups[group], tables[group][at[group]], len(first))
+        if weights.dots is not None:
+            products = [
+                sum(
+                    float(tables["tweet"][n][a]) * float(tables[pair.group][at[pair.group]][b])
+                    for a, b in zip(pair.tweet_columns, pair.columns, strict=True)
+                )
+                for pair in weights.dots.pairs
+            ]
+            dots = GroupWeights((), (), (weights.dots.raw,))
+            first = first + reference_group_row(dots, np.array(products), len(first))
         x = first
         for cross in weights.crosses:
             x = first * (x @ cross.down @ cross.up + cross.bias) + x

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -13,9 +14,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model_export.graph import Precision, build, build_plain, signature
-from model_export.weights import Binned, GroupWeights, NetWeights, Raw
-from service.schema import Feature
-from tests.nets import RISING, RandomNet, f32, linear_net, nets, reference_calibrated, reference_raw, run, tweet_schema
+from model_export.weights import Binned, Dots, GroupWeights, NetWeights, Raw, VectorPair
+from service.schema import GROUPS, Feature, Head, Schema
+from tests.nets import (
+    EMPTY,
+    RISING,
+    RandomNet,
+    Tables,
+    f32,
+    linear_net,
+    nets,
+    reference_calibrated,
+    reference_raw,
+    run,
+    tweet_schema,
+)
 
 
 class TestAgainstReference:
@@ -119,3 +132,66 @@ class TestGraph:
             build(schema, net(0, 2), [RISING])
         with pytest.raises(ValueError, match="linear"):
             build(schema, NetWeights({}, f32(0), (), True, (), None), [RISING])
+
+
+class TestDots:
+    features = (
+        Feature("tastes", "viewer", "vector", width=2),
+        Feature("voice", "author", "vector", width=2),
+        Feature("age", "tweet", "continuous"),
+        Feature("text", "tweet", "vector", width=2),
+    )
+
+    def _net(self) -> NetWeights:
+        pairs = tuple(VectorPair(np.array([1, 2]), group, np.array([0, 1])) for group in ("viewer", "author"))
+        raw = Raw(np.array([0, 1]), False, f32(4, 1), f32(0.25, 0), np.array([[1.0], [10.0]], np.float32))
+        return replace(linear_net(), dots=Dots(pairs, raw))
+
+    def test_products_enter_by_value_where_both_vectors_are_there(self) -> None:
+        """Worked by hand: scaled, clipped to 1, biased; nothing where a vector is absent."""
+        tables: Tables = {
+            "viewer": np.array([[1, 2]], np.float32),
+            "author": np.array([[0.5, 0], [np.nan, np.nan]], np.float32),
+            "tweet": np.array([[7, 1, 0.5], [7, 0.5, 4], [7, np.nan, np.nan]], np.float32),
+        }
+        schema = Schema(self.features, (Head("like", 1.0, 1),))
+        for model in (build(schema, self._net(), [RISING]), build_plain(schema, self._net(), [RISING])):
+            raw = run(model, tables, [0, 1, 0])[1][:, 0].astype(np.float64)
+
+            # 2/4 + 0.25 + 10 * 0.5; 8.5/4 clips to 1 and the author has no vector; no vector in the Tweet.
+            np.testing.assert_allclose(np.log(raw / (1 - raw)), [5.75, 1.25, 0], rtol=1e-5, atol=1e-6)
+
+    @settings(max_examples=20, deadline=None)
+    @given(st.integers(0, 2**32), st.integers(1, 6))
+    def test_they_follow_the_definition_beside_other_features(self, seed: int, rows: int) -> None:
+        """The slow reference's probabilities, in a net that has more than products."""
+        rng = np.random.default_rng(seed)
+        schema = Schema(self.features, (Head("like", 1.0, 1),))
+        tables = {
+            g: rng.normal(0, 1, (r, w)).astype(np.float32)
+            for g, r, w in zip(GROUPS, (1, 3, rows), (2, 2, 3), strict=True)
+        }
+        for table in tables.values():
+            table[rng.random(len(table)) < 0.3, -2:] = np.nan
+        age = GroupWeights((Binned(0, f32(-0.5, 0.5), rng.normal(0, 1, (3, 1)).astype(np.float32)),), (), ())
+        net = replace(self._net(), groups={"viewer": EMPTY, "author": EMPTY, "tweet": age})
+        index = rng.integers(0, 3, rows)
+
+        raw = run(build(schema, net, [RISING]), tables, index)[1]
+
+        np.testing.assert_allclose(raw, reference_raw(net, tables, index), rtol=0, atol=1e-5)
+
+    @pytest.mark.parametrize(
+        ("pair", "message"),
+        [
+            (VectorPair(np.array([1, 2]), "viewer", np.array([0])), "of one width"),
+            (VectorPair(np.array([1, 2]), "tweet", np.array([1, 2])), "of another group"),
+            (VectorPair(np.array([2, 3]), "viewer", np.array([0, 1])), "column 3 of a table with 3"),
+        ],
+    )
+    def test_a_pair_that_does_not_fit_is_refused(self, pair: VectorPair, message: str) -> None:
+        schema = Schema(self.features, (Head("like", 1.0, 1),))
+        raw = Raw(np.array([0]), False, f32(1), f32(0), np.ones((1, 1), np.float32))
+
+        with pytest.raises(ValueError, match=message):
+            build(schema, replace(linear_net(), dots=Dots((pair,), raw)), [RISING])
