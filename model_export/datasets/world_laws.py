@@ -187,33 +187,33 @@ _LATENTS: dict[str, tuple[tuple[str, float, float], ...]] = {
 # Rules of the law `steps`: conditions that must all hold, and what each head's logit gains then, in the order of the
 # heads: like, retweet, reply, click, profile_click, negative_feedback. What is absent is neither below nor above.
 _RULES: tuple[tuple[str, tuple[float, ...]], ...] = (
-    ("author.likes_90d >= 2", (0.7, 0.6, 0.4, 0.6, 0.4, -0.5)),
-    ("author.likes_90d >= 8 and tweet.age < 6", (0.9, 0.9, 0.7, 0.8, 0.8, -0.5)),
-    ("author.strength absent", (-0.7, -0.7, -0.8, -0.6, 1.0, 0.7)),
-    ("author.strength >= 0.6 and tweet.is_reply < 1", (0.6, 0.5, 1.0, 0.5, -0.4, -0.4)),
-    ("viewer.like_rate_28d >= 0.05", (1.2, 0.8, 0.5, 0.4, 0.6, 0.1)),
+    ("author.likes_90d >= 2", (0.7, 0.6, 0.4, 0.6, 0.5, -0.7)),
+    ("author.likes_90d >= 8 and tweet.age < 6", (0.9, 0.9, 0.7, 0.8, 0.9, -0.7)),
+    ("author.strength absent", (-0.7, -0.7, -0.8, -0.6, 1.2, 1.0)),
+    ("author.strength >= 0.6 and tweet.is_reply < 1", (0.6, 0.5, 1.0, 0.5, -0.5, -0.6)),
+    ("viewer.like_rate_28d >= 0.05", (1.2, 0.8, 0.5, 0.4, 0.7, 0.1)),
     ("viewer.like_rate_28d >= 0.02 and viewer.like_rate_28d < 0.05", (0.5, 0.3, 0.2, 0.1, 0.2, 0.0)),
-    ("viewer.like_rate_28d >= 0.05 and tweet.likes_by_followed >= 3", (0.9, 0.8, 0.3, 0.5, 0.4, 0.0)),
-    ("viewer.click_rate_28d >= 0.06", (0.2, 0.1, 0.2, 1.3, 1.6, 0.1)),
-    ("viewer.click_rate_28d >= 0.06 and tweet.has_link_card >= 1", (0.1, 0.4, 0.2, 1.6, 0.4, 0.1)),
-    ("viewer.click_rate_28d < 0.06 and tweet.has_video >= 1", (0.4, 0.5, 0.1, 1.3, 0.4, 0.1)),
-    ("viewer.replies_28d >= 20", (0.2, 0.7, 1.1, 0.1, 0.6, 0.3)),
-    ("viewer.replies_28d >= 20 and tweet.reply_rate >= 0.006", (0.1, 0.4, 1.2, 0.4, 0.4, 0.4)),
-    ("tweet.like_rate >= 0.04 and tweet.age < 12", (1.0, 0.9, 0.3, 0.6, 0.6, -0.4)),
-    ("tweet.like_rate < 0.012", (-0.7, -0.6, -0.1, -0.5, -0.2, 0.5)),
-    ("tweet.likes_1h >= 20 and tweet.age < 2", (0.9, 1.3, 0.6, 0.9, 1.0, -0.3)),
-    ("tweet.likes_1h absent and author.author_like_rate_28d >= 0.03", (0.8, 0.7, 0.4, 0.6, 0.6, -0.3)),
-    ("tweet.topic_match >= 0.5", (0.6, 0.6, 0.5, 0.6, 0.6, -0.5)),
-    ("tweet.topic_match >= 0.5 and author.likes_90d < 2", (0.6, 0.4, 0.2, 0.9, 2.4, -0.4)),
-    ("tweet.topic_match < -0.3 and author.strength < 0.3", (-1.1, -1.0, -0.8, -1.1, -0.8, 1.6)),
-    ("tweet.age >= 24", (-0.6, -0.8, -1.0, -0.4, -0.4, 0.1)),
-    ("tweet.toxicity >= 0.6 and author.strength absent", (-0.6, 0.2, 0.8, 0.3, 0.6, 1.7)),
-    ("viewer.hours_since_visit < 3 and tweet.author_tweets_since_visit >= 6", (-1.2, -1.0, -0.8, -1.0, -1.6, 1.0)),
-    ("viewer.hours_since_visit >= 12 and tweet.retweets >= 100", (0.6, 1.0, 0.3, 1.0, 1.2, 0.0)),
-    ("author.mutual_follow >= 1 and author.followers < 1000", (0.8, 0.1, 1.4, 0.4, 0.8, -0.8)),
-    ("author.followers >= 100_000 and tweet.likes_by_followed < 1", (-0.7, -0.4, -0.6, -0.2, 0.6, 0.5)),
-    ("tweet.language_match < 1", (-0.6, -0.7, -1.2, -0.6, -0.8, 0.5)),
-    ("tweet.has_image >= 1 and tweet.text_quality >= 0.6", (0.6, 0.5, 0.0, 0.5, 0.6, -0.3)),
+    ("viewer.like_rate_28d >= 0.05 and tweet.likes_by_followed >= 3", (0.9, 0.8, 0.3, 0.5, 0.5, 0.0)),
+    ("viewer.click_rate_28d >= 0.06", (0.2, 0.1, 0.2, 1.3, 1.8, 0.1)),
+    ("viewer.click_rate_28d >= 0.06 and tweet.has_link_card >= 1", (0.1, 0.4, 0.2, 1.6, 0.5, 0.1)),
+    ("viewer.click_rate_28d < 0.06 and tweet.has_video >= 1", (0.4, 0.5, 0.1, 1.3, 0.5, 0.1)),
+    ("viewer.replies_28d >= 20", (0.2, 0.7, 1.1, 0.1, 0.7, 0.4)),
+    ("viewer.replies_28d >= 20 and tweet.reply_rate >= 0.006", (0.1, 0.4, 1.2, 0.4, 0.5, 0.6)),
+    ("tweet.like_rate >= 0.04 and tweet.age < 12", (1.0, 0.9, 0.3, 0.6, 0.7, -0.6)),
+    ("tweet.like_rate < 0.012", (-0.7, -0.6, -0.1, -0.5, -0.2, 0.7)),
+    ("tweet.likes_1h >= 20 and tweet.age < 2", (0.9, 1.3, 0.6, 0.9, 1.2, -0.4)),
+    ("tweet.likes_1h absent and author.author_like_rate_28d >= 0.03", (0.8, 0.7, 0.4, 0.6, 0.7, -0.4)),
+    ("tweet.topic_match >= 0.5", (0.6, 0.6, 0.5, 0.6, 0.7, -0.7)),
+    ("tweet.topic_match >= 0.5 and author.likes_90d < 2", (0.6, 0.4, 0.2, 0.9, 2.8, -0.6)),
+    ("tweet.topic_match < -0.3 and author.strength < 0.3", (-1.1, -1.0, -0.8, -1.1, -0.9, 2.2)),
+    ("tweet.age >= 24", (-0.6, -0.8, -1.0, -0.4, -0.5, 0.1)),
+    ("tweet.toxicity >= 0.6 and author.strength absent", (-0.6, 0.2, 0.8, 0.3, 0.7, 2.4)),
+    ("viewer.hours_since_visit < 3 and tweet.author_tweets_since_visit >= 6", (-1.2, -1.0, -0.8, -1.0, -1.8, 1.4)),
+    ("viewer.hours_since_visit >= 12 and tweet.retweets >= 100", (0.6, 1.0, 0.3, 1.0, 1.4, 0.0)),
+    ("author.mutual_follow >= 1 and author.followers < 1000", (0.8, 0.1, 1.4, 0.4, 0.9, -1.1)),
+    ("author.followers >= 100_000 and tweet.likes_by_followed < 1", (-0.7, -0.4, -0.6, -0.2, 0.7, 0.7)),
+    ("tweet.language_match < 1", (-0.6, -0.7, -1.2, -0.6, -0.9, 0.7)),
+    ("tweet.has_image >= 1 and tweet.text_quality >= 0.6", (0.6, 0.5, 0.0, 0.5, 0.7, -0.4)),
 )
 
 
@@ -242,7 +242,7 @@ def _taste(x: _Columns) -> Values:
     return np.where(np.isnan(products), np.float32(0), np.clip(products, -3, 3))
 
 
-_TASTE_SPREAD = 1.35
+_TASTE_SPREAD = 1.5
 
 # Terms of the laws `smooth` and `tastes`: products of latents, and what a head's logit gains by each, in the order of
 # the heads: like, retweet, reply, click, profile_click, negative_feedback.
@@ -250,34 +250,34 @@ _Products = tuple[tuple[str, tuple[float, ...]], ...]
 
 _SMOOTH: _Products = (
     ("heat", (0.35, 0.30, 0.10, 0.15, 0.10, -0.20)),
-    ("closeness", (0.30, 0.20, 0.30, 0.15, -0.25, -0.30)),
+    ("closeness", (0.30, 0.20, 0.30, 0.15, -0.30, -0.30)),
     ("freshness", (0.20, 0.20, 0.25, 0.15, 0.10, 0.00)),
     ("generosity", (0.45, 0.25, 0.10, 0.10, 0.10, 0.00)),
-    ("curiosity", (0.00, 0.00, 0.00, 0.50, 0.45, 0.00)),
-    ("sociability", (0.00, 0.35, 0.45, 0.00, 0.20, 0.10)),
+    ("curiosity", (0.00, 0.00, 0.00, 0.50, 0.55, 0.00)),
+    ("sociability", (0.00, 0.35, 0.45, 0.00, 0.25, 0.10)),
     ("stir", (0.00, 0.15, 0.25, 0.05, 0.00, 0.40)),
-    ("interest", (0.30, 0.30, 0.20, 0.30, 0.30, -0.40)),
-    ("promise", (0.00, 0.10, 0.00, 0.45, 0.35, 0.00)),
-    ("closeness * interest", (0.45, 0.35, 0.30, 0.40, -0.40, -0.30)),
-    ("closeness * freshness", (0.35, 0.20, 0.35, 0.20, -0.20, 0.00)),
-    ("generosity * heat", (0.45, 0.30, 0.10, 0.15, 0.20, 0.00)),
-    ("heat * away", (0.35, 0.35, 0.10, 0.30, 0.20, 0.00)),
-    ("curiosity * promise", (0.05, 0.10, 0.00, 0.50, 0.45, 0.00)),
+    ("interest", (0.30, 0.30, 0.20, 0.30, 0.35, -0.40)),
+    ("promise", (0.00, 0.10, 0.00, 0.45, 0.40, 0.00)),
+    ("closeness * interest", (0.45, 0.35, 0.30, 0.40, -0.50, -0.30)),
+    ("closeness * freshness", (0.35, 0.20, 0.35, 0.20, -0.25, 0.00)),
+    ("generosity * heat", (0.45, 0.30, 0.10, 0.15, 0.25, 0.00)),
+    ("heat * away", (0.35, 0.35, 0.10, 0.30, 0.25, 0.00)),
+    ("curiosity * promise", (0.05, 0.10, 0.00, 0.50, 0.55, 0.00)),
     ("sociability * stir", (0.05, 0.25, 0.40, 0.05, 0.10, 0.40)),
 )
 _TASTES: _Products = (
-    ("taste", (0.60, 0.55, 0.50, 0.65, 0.60, -0.50)),
-    ("heat", (0.20, 0.20, 0.10, 0.15, 0.10, -0.20)),
-    ("closeness", (0.25, 0.20, 0.25, 0.15, -0.25, -0.30)),
+    ("taste", (0.60, 0.55, 0.50, 0.65, 0.70, -0.80)),
+    ("heat", (0.20, 0.20, 0.10, 0.15, 0.10, -0.30)),
+    ("closeness", (0.25, 0.20, 0.25, 0.15, -0.30, -0.50)),
     ("generosity", (0.35, 0.20, 0.10, 0.10, 0.10, 0.00)),
-    ("curiosity", (0.00, 0.00, 0.00, 0.45, 0.40, 0.00)),
-    ("sociability", (0.00, 0.30, 0.35, 0.00, 0.20, 0.10)),
-    ("interest", (0.15, 0.15, 0.10, 0.15, 0.20, -0.30)),
-    ("taste * closeness", (0.35, 0.25, 0.25, 0.30, -0.35, -0.25)),
+    ("curiosity", (0.00, 0.00, 0.00, 0.45, 0.50, 0.00)),
+    ("sociability", (0.00, 0.30, 0.35, 0.00, 0.25, 0.15)),
+    ("interest", (0.15, 0.15, 0.10, 0.15, 0.25, -0.50)),
+    ("taste * closeness", (0.35, 0.25, 0.25, 0.30, -0.40, -0.40)),
     ("taste * generosity", (0.25, 0.10, 0.05, 0.10, 0.10, 0.00)),
-    ("taste * curiosity", (0.05, 0.05, 0.05, 0.30, 0.30, 0.00)),
-    ("taste * heat", (0.20, 0.20, 0.10, 0.15, 0.20, -0.20)),
-    ("closeness * interest", (0.20, 0.15, 0.15, 0.20, -0.20, -0.20)),
+    ("taste * curiosity", (0.05, 0.05, 0.05, 0.30, 0.35, 0.00)),
+    ("taste * heat", (0.20, 0.20, 0.10, 0.15, 0.25, -0.30)),
+    ("closeness * interest", (0.20, 0.15, 0.15, 0.20, -0.25, -0.30)),
     ("sociability * closeness", (0.00, 0.15, 0.20, 0.00, 0.10, 0.00)),
 )
 
@@ -290,8 +290,8 @@ def _products(x: _Columns, law: _Products) -> NDArray[np.float64]:
 # What each head's logit is where no term adds to it. They put the heads at natural rates, averaged over seeds: likes
 # 3.5 %, retweets 0.9 %, replies 0.8 %, clicks 5 %, profile clicks 0.6 %, negative feedback 0.04 %.
 _INTERCEPTS = {
-    "steps": (-4.88, -6.0, -6.4, -4.48, -7.63, -8.78),
-    "smooth": (-4.16, -5.89, -6.08, -3.66, -6.12, -8.43),
-    "tastes": (-4.15, -6.01, -6.09, -3.69, -6.14, -8.2),
+    "steps": (-4.88, -6.0, -6.42, -4.47, -8.13, -9.42),
+    "smooth": (-4.19, -5.9, -6.1, -3.67, -6.48, -8.37),
+    "tastes": (-4.21, -6.08, -6.18, -3.73, -6.47, -8.63),
 }
 LAWS = tuple(_INTERCEPTS)

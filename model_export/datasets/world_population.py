@@ -177,7 +177,7 @@ def create_world(seed: int, days: int, viewers: int) -> World:
 
 
 # Text embeddings as a principal component analysis gives them: variance falls from one axis to the next.
-_EMBEDDING_STDS = 0.85 ** np.arange(EMBEDDING_WIDTH)
+_EMBEDDING_STDS = 0.88 ** np.arange(EMBEDDING_WIDTH)
 _TOPIC_SHARE = 0.6  # of a Tweet's embedding (and of tastes) that its topic explains, as a correlation
 
 

@@ -73,8 +73,8 @@ def test_smooth_multiplies() -> None:
 
 
 def test_tastes_multiplies_text_and_tastes() -> None:
-    """Worked by hand: product 2.7 over spread 1.35, for a stranger (closeness -0.69)."""
-    text, tastes = [1.0, 2.0, 0.0, 0.1] + [0.0] * 12, [0.5, 1.0, 9.0, 2.0] + [0.0] * 12
+    """Worked by hand: product 3 over spread 1.5, for a stranger (closeness -0.69)."""
+    text, tastes = [1.0, 2.0, 0.0, 0.1] + [0.0] * 12, [0.5, 1.0, 9.0, 5.0] + [0.0] * 12
     base = _like("tastes")
     closeness = -0.45 * 0.7 - 0.3 * 0.5 - 0.25 * 0.4 - 0.25 * 0.2 - 0.25 * 0.3
 
