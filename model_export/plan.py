@@ -139,6 +139,11 @@ class PlannedStep:
     parameters: Any
     source: str | None
 
+    @property
+    def table(self) -> dict[str, Any]:
+        """The parameters as JSON values; those without a value (None) are not there."""
+        return {name: value for name, value in asdict(self.parameters).items() if value is not None}
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -161,10 +166,7 @@ class Plan:
 
     def to_json(self) -> dict[str, Any]:
         """The resolved plan: every default written out."""
-        tables = {
-            planned.name: {"from": planned.source} if planned.source else asdict(planned.parameters)
-            for planned in self.steps
-        }
+        tables = {planned.name: {"from": planned.source} if planned.source else planned.table for planned in self.steps}
         shared = {"split": self.part("split"), "features": self.part("features"), "heads": self.part("weights")}
         return {"steps": [planned.name for planned in self.steps], **shared, **tables}
 

@@ -17,7 +17,6 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 
 from model_export.artifact import ARTIFACT_FILE, artifact_document
@@ -59,7 +58,7 @@ def _artifact(plan: Plan, planned: PlannedStep, artifacts: Mapping[str, Path], o
     document = {
         "step": planned.name,
         "version": planned.step.version,
-        "parameters": asdict(planned.parameters),
+        "parameters": planned.table,
         "parts": {name: plan.part(name) for name in planned.step.parts},
         "inputs": {name: path.name for name, path in inputs.items()},
     }

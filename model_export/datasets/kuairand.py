@@ -7,6 +7,7 @@ It is short video, not Twitter, and under CC BY-SA 4.0; the mapping with its rea
 from __future__ import annotations
 
 import datetime
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,25 @@ from model_export.datasets.kuairand_folder import EPOCH, HEADS, Folder, epoch_da
 from model_export.datasets.kuairand_tables import Column
 from model_export.datasets.records import DataError, Impressions, RecordSet, create, write_day
 from service.schema import GROUPS, Schema
+
+
+@dataclass(frozen=True)
+class KuaiRandData:
+    """A plan's choice of KuaiRand-Pure.
+
+    Attributes:
+        path: The folder; `$NAME` stands for an environment variable.
+        first: Date of the log, such as "2022-04-25".
+        last: Likewise; impressions after it are not looked at.
+    """
+
+    path: str
+    first: str
+    last: str
+
+    def __post_init__(self) -> None:
+        if not datetime.date.fromisoformat(self.first) <= datetime.date.fromisoformat(self.last):
+            raise ValueError("first must not be after last")
 
 
 def convert(folder: Path, root: Path, first: datetime.date, last: datetime.date) -> RecordSet:

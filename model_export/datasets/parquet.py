@@ -2,6 +2,7 @@
 
     [data.parquet]
     path = "impressions"            a file, or a folder whose *.parquet files are read in order of their paths
+    train_days = 20                 categories are learned from the first 20 days
     [data.parquet.ids]
     viewer_id = "user"              likewise author_id, tweet_id, session, time_ms
     [data.parquet.labels]
@@ -14,7 +15,6 @@ Rows must be in order of time, over all files: so they stream, and memory does n
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -26,7 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from model_export.datasets.parquet_columns import READERS, ids, labels, texts, times
-from model_export.datasets.records import DataError, Impressions, RecordSet, create, day_writer
+from model_export.datasets.records import DataError, Impressions, RecordSet, create, data_path, day_writer
 from model_export.plan_table import unknown
 from service.schema import GROUPS, Feature, Group, Head, Kind, Schema
 
@@ -75,19 +75,23 @@ class ParquetData:
         ids: Columns of ids.
         labels: Column of each head.
         features: By `<group>.<feature>`.
-        vocabulary_max: Most categories of a categorical feature: the most frequent ones of the training days. What is
-            not among them is absent.
+        train_days: Vocabularies are learned from as many of the first days: not from those that models are tested on.
+        vocabulary_max: Most categories of a categorical feature: the most frequent ones. What is not among them is
+            absent.
     """
 
     path: str
     ids: IdColumns
     labels: dict[str, str]
     features: dict[str, FeatureColumn]
+    train_days: int
     vocabulary_max: int = 1_000
 
     def __post_init__(self) -> None:
         if not self.labels or not self.features:
             raise ValueError("labels and features must name at least one column each")
+        if self.train_days < 1:
+            raise ValueError("train_days must be at least 1")
         if not 1 <= self.vocabulary_max <= 10_000:
             raise ValueError("vocabulary_max must be in 1 to 10000, what a server takes")
         for name, feature in self.features.items():
@@ -102,19 +106,14 @@ class ParquetData:
                 raise ValueError(f"features: {name!r}: width {feature.width} does not fit kind {feature.kind}")
 
 
-def convert(source: ParquetData, root: Path, train_days: int) -> RecordSet:
+def convert(source: ParquetData, root: Path) -> RecordSet:
     """Turns all of the source's days into a data set at `root`; day = days since 1970-01-01, in UTC.
-
-    Args:
-        source: The mapping.
-        root: A directory.
-        train_days: Vocabularies are learned from as many of the first days.
 
     Raises:
         DataError: A column is missing, or has values that its kind does not take, or rows are not in order of time.
     """
     days = find_days(source)
-    schema = learn_schema(source, days[:train_days])
+    schema = learn_schema(source, days[: source.train_days])
     return write_days(source, schema, root, days)
 
 
@@ -182,7 +181,7 @@ class Frequencies:
 
 
 def _files(source: ParquetData) -> list[Path]:
-    path = Path(os.path.expandvars(source.path))
+    path = data_path(source.path)
     files = sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
     if not files or not all(file.exists() for file in files):
         raise DataError(f"{path}: no Parquet there")

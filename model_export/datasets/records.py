@@ -17,6 +17,7 @@ Columns of a row:
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,6 +36,18 @@ ID_COLUMNS = ("viewer_id", "author_id", "tweet_id", "session", "time_ms")
 
 class DataError(ValueError):
     """Data that is to be turned into the record form is not what its reader takes; the message says where."""
+
+
+def data_path(path: str) -> Path:
+    """A path of a plan, `$NAME` standing for an environment variable: plans can be shared without anyone's folders.
+
+    Raises:
+        DataError: The variable is not set.
+    """
+    resolved = os.path.expandvars(path)
+    if "$" in resolved:
+        raise DataError(f"{path}: an environment variable in it is not set")
+    return Path(resolved)
 
 
 @dataclass(frozen=True)

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import datetime
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
 from tqdm import tqdm
 
-from model_export.datasets.records import RecordSet
+from model_export.datasets import kuairand, parquet
+from model_export.datasets.kuairand import KuaiRandData
+from model_export.datasets.parquet import ParquetData
+from model_export.datasets.records import DataError, RecordSet, data_path
 from model_export.datasets.world import generate
 from model_export.plan import Context, Step
+from model_export.plan_table import PlanError
 
 
 @dataclass(frozen=True)
@@ -24,13 +31,29 @@ class WorldData:
 
 @dataclass(frozen=True)
 class Parameters:
-    """Where the data comes from."""
+    """Where the data comes from: one of these. What an artifact was made of is the files as they were then."""
 
-    world: WorldData
+    world: WorldData | None = None
+    kuairand: KuaiRandData | None = None
+    parquet: ParquetData | None = None
+
+    def __post_init__(self) -> None:
+        if [self.world, self.kuairand, self.parquet].count(None) != 2:
+            raise ValueError("wants one table of world, kuairand and parquet")
 
 
 def _run(context: Context) -> str:
-    world: WorldData = context.parameters.world
+    match context.parameters:
+        case Parameters(world=WorldData() as world):
+            return _simulate(world, context)
+        case Parameters(kuairand=KuaiRandData() as source):
+            return _read_kuairand(source, context)
+        case Parameters(parquet=ParquetData() as source):
+            return _read_parquet(source, context)
+    raise AssertionError("unreachable: parameters name one source")
+
+
+def _simulate(world: WorldData, context: Context) -> str:
     with tqdm(total=world.days, desc="data", unit="day", leave=False) as bar:
 
         def progress(_done: int, _total: int) -> None:
@@ -39,6 +62,30 @@ def _run(context: Context) -> str:
         generate(context.out, world.law, world.seed, world.impressions, world.days, progress=progress)
     records = RecordSet.open(context.out)
     return f"{records.rows(records.days):,} impressions of world {world.seed}, law {world.law}, {world.days} days"
+
+
+def _read_kuairand(source: KuaiRandData, context: Context) -> str:
+    first, last = datetime.date.fromisoformat(source.first), datetime.date.fromisoformat(source.last)
+    with _refused():
+        records = kuairand.convert(data_path(source.path), context.out, first, last)
+    return f"{records.rows(records.days):,} impressions of KuaiRand-Pure, {source.first} to {source.last}"
+
+
+def _read_parquet(source: ParquetData, context: Context) -> str:
+    if source.train_days > context.plan.split.train:
+        raise PlanError("data.parquet: train_days are more than the split's, so later days would be learned from")
+    with _refused():
+        records = parquet.convert(source, context.out)
+    return f"{records.rows(records.days):,} impressions of {source.path}, {len(records.days)} days"
+
+
+@contextmanager
+def _refused() -> Iterator[None]:
+    """Data that can not be read is a plan that can not be carried out."""
+    try:
+        yield
+    except DataError as error:
+        raise PlanError(f"data: {error}") from error
 
 
 STEP = Step(version=1, parameters=Parameters, inputs=(), parts=(), run=_run)

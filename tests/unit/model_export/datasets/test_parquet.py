@@ -26,6 +26,7 @@ DAY_MS = 86_400_000
 NOON_MS = DAY_MS // 2
 FIRST_DAY = 20_000
 MAPPING: dict[str, Any] = {
+    "train_days": 2,
     "ids": {"viewer_id": "user", "author_id": "by", "tweet_id": "item", "session": "view", "time_ms": "at"},
     "labels": {"like": "liked", "reply": "answered"},
     "features": {
@@ -68,7 +69,7 @@ def _write(path: Path, table: pa.Table | None = None) -> Path:
 
 def test_columns_become_records(tmp_path: Path) -> None:
     """Every value stands where the layout says; null is absent; a category not seen in training is absent."""
-    records = convert(_source(_write(tmp_path)), tmp_path / "records", train_days=2)
+    records = convert(_source(_write(tmp_path)), tmp_path / "records")
     assert records.days == (FIRST_DAY, FIRST_DAY + 1, FIRST_DAY + 2)
     assert [(f.name, f.vocabulary) for f in records.schema.features if f.kind == "categorical"] == [
         ("topic", ("music", "news")),
@@ -103,7 +104,7 @@ def test_a_folder_of_files_is_read_in_order_of_their_paths(tmp_path: Path) -> No
     for name, part in (("a/0.parquet", table.slice(0, 3)), ("b/0.parquet", table.slice(3, 3))):
         (tmp_path / name).parent.mkdir()
         pq.write_table(part, tmp_path / name)
-    records = convert(_source(tmp_path), tmp_path / "records", train_days=1)
+    records = convert(_source(tmp_path), tmp_path / "records")
     assert records.days == (FIRST_DAY, FIRST_DAY + 1, FIRST_DAY + 2)
     assert [records.rows([day]) for day in records.days] == [2, 3, 1]
     times = np.concatenate([part.ids["time_ms"] for part in records.batches(records.days)])
@@ -135,6 +136,7 @@ def test_later_days_are_read_with_the_vocabulary_of_a_model(tmp_path: Path) -> N
         ({"features": {"tweet.text": {"kind": "binary", "column": "image", "width": 2}}}, "width 2 does not fit"),
         ({"vocabulary_max": 20_000}, "vocabulary_max"),
         ({"labels": {}}, "at least one column"),
+        ({"train_days": 0}, "train_days"),
     ],
 )
 def test_a_mapping_that_makes_no_sense_is_refused(changes: dict[str, Any], message: str) -> None:
@@ -164,7 +166,7 @@ def test_values_that_do_not_fit_are_refused(changes: dict[str, Any], message: st
     """The error names the column and what is wrong with it."""
     source = _source(_write(tmp_path, _table(**changes)))
     with pytest.raises(DataError, match=message):
-        convert(source, tmp_path / "records", train_days=2)
+        convert(source, tmp_path / "records")
 
 
 def test_a_column_that_is_not_there_is_refused(tmp_path: Path) -> None:
@@ -214,7 +216,7 @@ def test_memory_does_not_grow_with_the_data(tmp_path: Path) -> None:
         from model_export.datasets.parquet import ParquetData, convert
         from model_export.plan_table import parse_table
         source = parse_table(ParquetData, json.loads(sys.argv[1]), "data")
-        convert(source, Path(sys.argv[2]), 1)
+        convert(source, Path(sys.argv[2]))
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
         """
     )
