@@ -119,13 +119,11 @@ class Logistic:
         design: W weights.
         weights: float32 [W, H].
         bias: float32 [H].
-        inverse_penalties: Of each head, as chosen.
     """
 
     design: Design
     weights: Floats
     bias: Floats
-    inverse_penalties: tuple[float, ...]
 
     def probabilities(self, tables: Tables) -> Floats:
         """In the sampled world; tables -> [n, H]."""

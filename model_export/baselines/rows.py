@@ -39,6 +39,12 @@ def flat(tables: Mapping[Group, Floats]) -> Floats:
     return np.concatenate([tables[group] for group in GROUPS], axis=1)
 
 
+def tables_of(schema: Schema, x: Floats) -> dict[Group, Floats]:
+    """The inverse of `flat`."""
+    starts = group_starts(schema)
+    return {group: x[:, start : start + schema.layouts[group].width] for group, start in starts.items()}
+
+
 def group_starts(schema: Schema) -> dict[Group, int]:
     """Where each table begins in the matrix."""
     widths = [schema.layouts[group].width for group in GROUPS]

@@ -107,7 +107,7 @@ def regression(small_schema: Schema, make_impressions: Callable[[int, int], Impr
     )
     design = lr.Design(slots, lr.make_crosses(slots, [0, 2, 3, 8], cells_max=13))
     weights = rng.normal(size=(int(design.offsets[-1]), 2)).astype(np.float32)
-    return lr.Logistic(design, weights, rng.normal(size=2).astype(np.float32), (1.0, 1.0))
+    return lr.Logistic(design, weights, rng.normal(size=2).astype(np.float32))
 
 
 def test_the_graph_with_crosses_is_the_same_function(

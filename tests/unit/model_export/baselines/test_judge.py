@@ -1,0 +1,64 @@
+"""Calibration and judgement of models whose quality is known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from model_export.baselines.judge import calibrated, calibration, figures, judge
+from model_export.datasets.records import Impressions, RecordSet
+from model_export.steps.calibrate import Parameters
+
+PLAN = Parameters(positives_min=50, block_events_min=10)
+RATES = np.array([0.5, 0.1])
+
+
+def _truth(impressions: Impressions) -> NDArray[np.float32]:
+    assert impressions.reachable is not None
+    return impressions.reachable
+
+
+def _in_sampled_world(impressions: Impressions) -> NDArray[np.float32]:
+    """The true probabilities as a model says them that learned from a share of the negatives."""
+    odds = _truth(impressions) / (1 - _truth(impressions)) / RATES
+    return np.asarray(odds / (1 + odds), np.float32)
+
+
+def _noise(impressions: Impressions) -> NDArray[np.float32]:
+    return np.random.default_rng(0).random(impressions.labels.shape).astype(np.float32)
+
+
+def test_a_head_with_few_positives_has_its_sampling_undone() -> None:
+    """By hand: q = 0.5 at rate 0.1 is 1/11. With enough positives isotonic regression finds the label's share."""
+    raw = np.full(1_000, 0.5, np.float32)
+    labels = (np.arange(1_000) % 20 == 0).astype(np.uint8)
+    method, knots = calibration(raw, labels, 0.1, Parameters(positives_min=51))
+    assert method == "prior_correction"
+    assert float(np.interp(0.5, knots.x, knots.y)) == pytest.approx(1 / 11, rel=0.01)
+    method, knots = calibration(raw, labels, 0.1, Parameters(positives_min=50))
+    assert method == "isotonic"
+    assert knots.y.tolist() == pytest.approx([0.05])
+
+
+def test_judged_by_what_is_true(make_records: Callable[[int, int], RecordSet]) -> None:
+    """A model that knows the truth is near the reachable after calibration and ahead of noise, on the same rows."""
+    records = make_records(6, 2_000)
+    models = {"truth": _in_sampled_world, "noise": _noise}
+    fitted = calibrated(models, records, records.days[:4], RATES, PLAN)
+    judged = judge(fitted, records, records.days[4:])
+    assert judged.simulated
+    assert len(judged.labels) == 4_000
+    found = figures(judged, records.schema.head_names, against="noise", draws=100, seed=1)
+    for head in records.schema.head_names:
+        best, noise = found["truth"][head], found["noise"][head]
+        assert best["rce"] > 0.9 * best["reachable_rce"] > 0
+        assert best["rce_low"] < best["rce"] < best["rce_high"]
+        assert best["calibration_error"] < 0.15
+        assert (best["rce_difference"]["verdict"], best["pr_auc_difference"]["verdict"]) == ("ahead", "ahead")
+        assert best["rce_difference"]["value"] == pytest.approx(best["rce"] - noise["rce"])
+        assert "rce_difference" not in noise
+    positives = sum(int(day.labels[:, 0].sum()) for day in records.batches(records.days[4:]))
+    assert found["truth"]["like"]["evaluated_positives"] == positives
