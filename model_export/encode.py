@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from model_export.discretize import Discretizer, bin_of
 from model_export.plan import FeaturePlan
+from model_export.weights import VectorPair
 from service.schema import GROUPS, Feature, Group, GroupLayout, Schema
 
 Tables = Mapping[Group, NDArray[np.float32]]
@@ -52,11 +53,25 @@ class RawColumn:
 
 
 @dataclass(frozen=True)
+class Dot:
+    """The inner product of two vectors, which enters by value; `name` is both names."""
+
+    name: str
+    pair: VectorPair
+
+
+@dataclass(frozen=True)
 class Encoding:
-    """S slots and R raw columns of a model's tables."""
+    """S slots of a model's tables, and R raw values: its raw columns, then its inner products."""
 
     slots: tuple[Slot, ...]
     raws: tuple[RawColumn, ...]
+    dots: tuple[Dot, ...] = ()
+
+    @property
+    def raw_names(self) -> tuple[str, ...]:
+        """[R]."""
+        return (*(raw.name for raw in self.raws), *(dot.name for dot in self.dots))
 
     @cached_property
     def offsets(self) -> NDArray[np.int64]:
@@ -77,6 +92,8 @@ class Encoding:
             digest.update(b"" if slot.boundaries is None else slot.boundaries.tobytes())
         for raw in self.raws:
             digest.update(f"{raw.name} {raw.log} ".encode())
+        for dot in self.dots:
+            digest.update(f"{dot.name} ".encode())
         return digest.hexdigest()
 
     def encode(self, tables: Tables) -> tuple[NDArray[np.uint16], NDArray[np.float32]]:
@@ -91,12 +108,15 @@ class Encoding:
         bins = np.empty((n, len(self.slots)), np.uint16)
         for i, slot in enumerate(self.slots):
             bins[:, i] = _slot_bins(slot, tables[slot.group][:, slot.column]) + 1
-        raw = np.empty((n, len(self.raws)), np.float32)
+        raw = np.empty((n, len(self.raw_names)), np.float32)
         for i, column in enumerate(self.raws):
             values = tables[column.group][:, column.column]
             raw[:, i] = np.copysign(np.log1p(np.abs(values)), values) if column.log else values
+        for i, dot in enumerate(self.dots, start=len(self.raws)):
+            others = tables[dot.pair.group][:, dot.pair.columns]
+            raw[:, i] = (tables["tweet"][:, dot.pair.tweet_columns] * others).sum(axis=1)
         if (infinite := np.isinf(raw).any(axis=0)).any():
-            raise ValueError(f"{self.raws[int(infinite.argmax())].name}: infinite values")
+            raise ValueError(f"{self.raw_names[int(infinite.argmax())]}: infinite values")
         return bins, raw
 
 
@@ -138,7 +158,20 @@ def select_features(schema: Schema, plan: FeaturePlan) -> Schema:
         scalar = feature.kind in ("continuous", "binary")
         if scalar and not matches(qualified(feature), (*plan.binned, *plan.raw, *plan.raw_log)):
             raise ValueError(f"features: {qualified(feature)} is used, but neither binned nor raw")
+    by_name = {qualified(feature): feature for feature in used}
+    for names_of_pair in plan.dots:
+        _check_pair(names_of_pair, by_name)
     return schema.select((f.group, f.name) for f in used)
+
+
+def _check_pair(names: tuple[str, ...], features: Mapping[str, Feature]) -> None:
+    where = f"features: dots {list(names)}"
+    for name in names:
+        if name not in features or features[name].kind != "vector":
+            raise ValueError(f"{where}: {name!r} is no vector that is used")
+    pair = [features[name] for name in names]
+    if len(pair) != 2 or pair[0].width != pair[1].width or [f.group for f in pair].count("tweet") != 1:
+        raise ValueError(f"{where}: wants a vector of the Tweet and one of the viewer or author, of one width")
 
 
 def make_encoding(schema: Schema, plan: FeaturePlan, discretizer: Discretizer) -> Encoding:
@@ -157,7 +190,18 @@ def make_encoding(schema: Schema, plan: FeaturePlan, discretizer: Discretizer) -
             size = len(feature.vocabulary)
             slots.append(Slot(qualified(feature), group, layout.offsets[feature.name], size, None))
         raws += _raw_columns(group, layout, plan)
-    return Encoding(tuple(slots), tuple(raws))
+    return Encoding(tuple(slots), tuple(raws), tuple(_dot(schema, names) for names in plan.dots))
+
+
+def _dot(schema: Schema, names: tuple[str, ...]) -> Dot:
+    columns: dict[Group, NDArray[np.int64]] = {}
+    for feature in schema.features:
+        if qualified(feature) in names:
+            start = schema.layouts[feature.group].offsets[feature.name]
+            columns[feature.group] = np.arange(start, start + feature.width)
+    tweet_columns = columns.pop("tweet")
+    ((group, others),) = columns.items()
+    return Dot(" x ".join(names), VectorPair(tweet_columns, group, others))
 
 
 def _binned_slot(feature: Feature, layout: GroupLayout, plan: FeaturePlan, discretizer: Discretizer) -> list[Slot]:

@@ -1,18 +1,9 @@
-"""The network in torch: sparse linear first layer, trunk, one tower per head.
-
-The first layer is that of `nn.IndexLinear` (github.com/torch/nn, 2017) with a table of bins beside it. What that layer
-leaves open is decided like this:
-
-* The running max of a training batch is taken over the whole batch before any of its values is scaled, so a step does
-  not depend on the order of its rows.
-* A value beyond the running max scales to -1 or 1. Where no value other than 0 was seen, the scale is 1.
-* A bin, category or raw column that no training example had starts at zero and never moves: whatever was not seen
-  contributes nothing.
-"""
+"""The network in torch: sparse linear first layer, trunk, one tower per head."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal
 
@@ -22,8 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from model_export.encode import Encoding
-from model_export.sparse import SparseRows, sum_rows
-from model_export.weights import Binned, Categorical, Cross, Dense, GroupWeights, NetWeights, Raw, Towers
+from model_export.first_layer import Counts, FirstLayer
+from model_export.sparse import SparseRows
+from model_export.weights import Binned, Categorical, Cross, Dense, Dots, GroupWeights, NetWeights, Raw, Towers
 from service.schema import GROUPS, Group
 
 Floats = NDArray[np.float32]
@@ -37,6 +29,8 @@ class NetworkPlan:
         trunk: `linear`: the first layer's units are the logits. `mlp`: dense layers, then a tower per head.
             `dcn`: the same behind low-rank crosses of the first layer's units.
         units: Of the first layer; `linear` has one per head instead.
+        directions: Of each slot of the first layer (`model_export.first_layer.SpannedRows`); 0: all rows are free, as
+            they always are in a `linear` net.
         hidden: Units of the dense layers.
         tower_units: Of each head's hidden layer.
         crosses: Cross layers; `dcn` only.
@@ -46,43 +40,12 @@ class NetworkPlan:
 
     trunk: Literal["linear", "mlp", "dcn"] = "dcn"
     units: int = 256
+    directions: int = 2
     hidden: tuple[int, ...] = (128, 64)
     tower_units: int = 16
     crosses: int = 2
     cross_rank: int = 32
     dropout: float = 0.0
-
-
-class FirstLayer(nn.Module):
-    """h = bias + sum of the rows of what is present: (bins, raw values [n, R], NaN = absent) -> [n, K]."""
-
-    def __init__(self, encoding: Encoding, units: int, seen_rows: NDArray[np.bool_], seen_raws: NDArray[np.bool_]):
-        super().__init__()
-        slots, raws = len(encoding.slots), len(encoding.raws)
-        # Of the order that leaves h with variance 1 when all is present, spread over all slots.
-        self.rows = nn.Parameter(torch.randn(encoding.rows, units) / max(slots, 1) ** 0.5)
-        self.raw_weights = nn.Parameter(torch.randn(raws, units) / max(raws, 1) ** 0.5)
-        self.raw_bias = nn.Parameter(torch.zeros(raws))
-        self.bias = nn.Parameter(torch.zeros(units))
-        self.running_max: Tensor
-        self.register_buffer("running_max", torch.zeros(raws))
-        with torch.no_grad():
-            self.rows[~torch.from_numpy(seen_rows)] = 0.0
-            self.raw_weights[~torch.from_numpy(seen_raws)] = 0.0
-
-    def forward(self, bins: SparseRows, raw: Tensor) -> Tensor:
-        """As the class says; while training, `raw` moves the running max first."""
-        absent = raw.isnan()
-        raw = raw.masked_fill(absent, 0.0)
-        if self.training and len(raw):
-            torch.maximum(self.running_max, raw.abs().amax(dim=0), out=self.running_max)
-        scaled = (raw / self.scale()).clamp(-1.0, 1.0)
-        values = (scaled + self.raw_bias).masked_fill(absent, 0.0)
-        return sum_rows(bins, self.rows) + values @ self.raw_weights + self.bias
-
-    def scale(self) -> Tensor:
-        """What raw values are divided by: [R], positive."""
-        return torch.where(self.running_max > 0, self.running_max, 1.0)
 
 
 class CrossLayer(nn.Module):
@@ -91,7 +54,8 @@ class CrossLayer(nn.Module):
     def __init__(self, width: int, rank: int):
         super().__init__()
         self.down = nn.Parameter(torch.randn(width, rank) / width**0.5)
-        self.up = nn.Parameter(torch.randn(rank, width) / rank**0.5)
+        # Small, so that the layer starts near y = x.
+        self.up = nn.Parameter(torch.randn(rank, width) * 0.3 / rank**0.5)
         self.bias = nn.Parameter(torch.zeros(width))
 
     def forward(self, first: Tensor, x: Tensor) -> Tensor:
@@ -123,8 +87,8 @@ class Network(nn.Module):
         plan: NetworkPlan,
         encoding: Encoding,
         heads: int,
-        seen_rows: NDArray[np.bool_] | None = None,
-        seen_raws: NDArray[np.bool_] | None = None,
+        row_counts: Counts | None = None,
+        raw_counts: Counts | None = None,
     ):
         """Draws the starting weights from torch's generator.
 
@@ -132,21 +96,21 @@ class Network(nn.Module):
             plan: The shape.
             encoding: What the net reads.
             heads: Logits.
-            seen_rows: [rows of the encoding], whether a training example has that bin or category; None: all.
-            seen_raws: [R], whether a training example has that raw column; None: all.
+            row_counts: As `FirstLayer` takes them; None: all alike.
+            raw_counts: Likewise.
         """
         super().__init__()
         self.plan = plan
         self.encoding = encoding
-        units = heads if plan.trunk == "linear" else plan.units
-        seen_rows = np.ones(encoding.rows, np.bool_) if seen_rows is None else seen_rows
-        seen_raws = np.ones(len(encoding.raws), np.bool_) if seen_raws is None else seen_raws
-        self.first = FirstLayer(encoding, units, seen_rows, seen_raws)
+        linear = plan.trunk == "linear"
+        units = heads if linear else plan.units
+        row_counts = np.ones(encoding.rows, np.int64) if row_counts is None else row_counts
+        raw_counts = np.ones(len(encoding.raw_names), np.int64) if raw_counts is None else raw_counts
+        self.first = FirstLayer(encoding, units, 0 if linear else plan.directions, row_counts, raw_counts)
         self.dropout = nn.Dropout(plan.dropout)
         widths = (units, *plan.hidden)
         crosses = plan.crosses if plan.trunk == "dcn" else 0
         self.crosses = nn.ModuleList(CrossLayer(units, plan.cross_rank) for _ in range(crosses))
-        linear = plan.trunk == "linear"
         self.norm = None if linear else nn.BatchNorm1d(units)
         self.dense = nn.ModuleList([] if linear else [nn.Linear(width, units) for width, units in pairwise(widths)])
         self.towers = None if linear else TowerLayer(widths[-1], heads, plan.tower_units)
@@ -175,8 +139,9 @@ class Network(nn.Module):
         """The net as plain arrays, batch normalization folded into the first layer in double precision."""
         state = {name: value.detach().double().numpy() for name, value in self.state_dict().items()}
         factor, bias = self._folded_norm(state)
-        rows, raw_weights = _float32(state["first.rows"] * factor), _float32(state["first.raw_weights"] * factor)
-        scale = self.first.scale().numpy()
+        rows = _float32(self.first.table().detach().double().numpy() * factor)
+        raw_weights, scale = _float32(state["first.raw_weights"] * factor), self.first.scale().numpy()
+        dots = self._raw(range(len(self.encoding.raws), len(scale)), scale, raw_weights)
         return NetWeights(
             groups={group: self._group_weights(group, rows, raw_weights, scale) for group in GROUPS},
             bias=_float32(bias),
@@ -189,6 +154,7 @@ class Network(nn.Module):
             towers=None
             if self.towers is None
             else Towers(_dense(state, "towers.hidden"), _float32(state["towers.out"]), _float32(state["towers.bias"])),
+            dots=Dots(tuple(dot.pair for dot in self.encoding.dots), dots) if self.encoding.dots else None,
         )
 
     def _folded_norm(self, state: dict[str, NDArray[np.float64]]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -214,9 +180,14 @@ class Network(nn.Module):
             chosen = [i for i, raw in enumerate(self.encoding.raws) if raw.group == group and raw.log == log]
             if chosen:
                 columns = np.array([self.encoding.raws[i].column for i in chosen], np.int64)
-                bias = self.first.raw_bias.detach().numpy()[chosen]
-                raws.append(Raw(columns, log, scale[chosen], bias, raw_weights[chosen]))
+                raws.append(replace(self._raw(chosen, scale, raw_weights), columns=columns, log=log))
         return GroupWeights(tuple(binned), tuple(categoricals), tuple(raws))
+
+    def _raw(self, chosen: Sequence[int], scale: Floats, weights: Floats) -> Raw:
+        """These raw values, by number, without logarithm; columns count them."""
+        index = np.array(chosen, np.int64)
+        bias = self.first.raw_bias.detach().numpy()
+        return Raw(np.arange(len(index)), log=False, scale=scale[index], bias=bias[index], weights=weights[index])
 
 
 def _dense(state: dict[str, NDArray[np.float64]], name: str) -> Dense:

@@ -64,6 +64,8 @@ class FeaturePlan:
         binned: Scalars that enter by their bin.
         raw: Scalars that enter by value.
         raw_log: Scalars that enter by sign(value) * log(1 + |value|): the heavy-tailed ones.
+        dots: Pairs of vectors, by their full names, whose inner product enters by value: one of the Tweet and one of
+            the viewer or the author, of one width. Absent where either is.
     """
 
     use: tuple[str, ...] = ("*",)
@@ -71,6 +73,7 @@ class FeaturePlan:
     binned: tuple[str, ...] = ("*",)
     raw: tuple[str, ...] = ()
     raw_log: tuple[str, ...] = ()
+    dots: tuple[tuple[str, ...], ...] = ()
 
 
 @dataclass(frozen=True)

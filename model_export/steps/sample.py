@@ -55,7 +55,7 @@ class SampleInfo:
         rates: By head, the share of its negatives that trains it.
         used: By head, how many examples train it.
         row_counts: For each row of the encoding, how many training examples have that bin or category.
-        raw_counts: Likewise for each raw column.
+        raw_counts: Likewise for each raw value.
     """
 
     encoding: str
@@ -79,7 +79,7 @@ class Sample:
 
 def load_sample(artifact: Path, encoding: Encoding, heads: tuple[str, ...]) -> Sample:
     """Opens an artifact of this step; raises PlanError unless it was made with this encoding and these heads."""
-    record = record_type(len(encoding.slots), len(encoding.raws), len(heads))
+    record = record_type(len(encoding.slots), len(encoding.raw_names), len(heads))
     info = load_info(artifact)
     if info.encoding != encoding.hash or tuple(info.positives) != heads:
         raise PlanError("sample: was made with another discretizer, other features or other heads")
@@ -103,7 +103,7 @@ def _run(context: Context) -> str:
     days = context.plan.split.days(records)
     names = records.schema.head_names
     encoding = make_encoding(records.schema, context.plan.features, load_discretizer(context.inputs["discretize"]))
-    record = record_type(len(encoding.slots), len(encoding.raws), len(names))
+    record = record_type(len(encoding.slots), len(encoding.raw_names), len(names))
 
     positives, rows = _count(records, days["train"])
     rates = _rates(names, positives, rows, parameters)
@@ -172,7 +172,7 @@ class _Counts:
         self.examples = 0
         self.used = np.zeros(heads, np.int64)
         self.rows = np.zeros(encoding.rows, np.int64)
-        self.raws = np.zeros(len(encoding.raws), np.int64)
+        self.raws = np.zeros(len(encoding.raw_names), np.int64)
 
     def add(self, examples: Examples) -> None:
         self.examples += len(examples)

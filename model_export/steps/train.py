@@ -59,8 +59,8 @@ def _run(context: Context) -> str:
     sample = load_sample(context.inputs["sample"], encoding, schema.head_names)
 
     torch.manual_seed(parameters.seed)
-    seen_rows, seen_raws = np.array(sample.info.row_counts) > 0, np.array(sample.info.raw_counts) > 0
-    network = Network(parameters.network, encoding, len(schema.heads), seen_rows, seen_raws)
+    row_counts, raw_counts = np.array(sample.info.row_counts), np.array(sample.info.raw_counts)
+    network = Network(parameters.network, encoding, len(schema.heads), row_counts, raw_counts)
     network.set_base_logits(_base_logits(sample))
     training = Training(network, parameters, sample.train)
     _train(training, sample, schema, context.out / _CHECKPOINT)

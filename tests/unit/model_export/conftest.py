@@ -22,8 +22,10 @@ SMALL_SCHEMA = Schema(
         Feature("text", "tweet", "vector", width=4),
         Feature("strength", "author", "continuous"),
         Feature("never", "author", "continuous"),
+        Feature("style", "author", "vector", width=4),
         Feature("hours_away", "viewer", "continuous", "hours"),
         Feature("device", "viewer", "categorical", vocabulary=("ios", "android")),
+        Feature("tastes", "viewer", "vector", width=4),
     ),
     heads=(Head("like", 1.0, 1), Head("reply", 2.0, 1)),
 )
@@ -111,7 +113,8 @@ def small_plan(
         own = {
             "split": "train = 4\nvalidate = 1\ncalibrate = 1\ntest = 2",
             "data": f"folder = {str(records.root)!r}",
-            "features": "raw_log = ['tweet.likes', 'author.*', 'viewer.hours_away']",
+            "features": "raw_log = ['tweet.likes', 'author.*', 'viewer.hours_away']\n"
+            "dots = [['tweet.text', 'viewer.tastes']]",
             "discretize": "bins = 8",
             "train": "epochs = 2\nbatch_rows = 256\nthreads = 1",
             "train.network": "units = 16\nhidden = [8]\ntower_units = 4\ncross_rank = 4\ncrosses = 1",

@@ -34,14 +34,20 @@ DISCRETIZER = Discretizer(
 
 @pytest.fixture
 def encoding(small_schema: Schema) -> Encoding:
-    return make_encoding(small_schema, FeaturePlan(raw_log=("tweet.likes",), raw=("viewer.*",)), DISCRETIZER)
+    return make_encoding(small_schema, FeaturePlan(raw_log=("tweet.likes",), raw=("viewer.hours_away",)), DISCRETIZER)
 
 
-def tables_of(tweet: list[float], author: list[float], viewer: list[float]) -> dict[Group, np.ndarray]:
+def tables_of(
+    tweet: list[float],
+    author: list[float],
+    viewer: list[float],
+    style: tuple[float, ...] = (NAN,) * 4,
+    tastes: tuple[float, ...] = (NAN,) * 4,
+) -> dict[Group, np.ndarray]:
     return {
         "tweet": np.array([tweet], np.float32),
-        "author": np.array([author], np.float32),
-        "viewer": np.array([viewer], np.float32),
+        "author": np.array([[*author, *style]], np.float32),
+        "viewer": np.array([[*viewer, *tastes]], np.float32),
     }
 
 
@@ -60,7 +66,12 @@ def test_one_row_by_hand(encoding: Encoding) -> None:
         "tweet.topic",
     ]
     assert bins.tolist() == [[1, 2, 1, 3, 1, 3]]
-    assert raw.tolist() == [[4, pytest.approx(np.log(11)), *np.array([0.1, 0.2, 0.3, 0.4], np.float32).tolist()]]
+    by_name: dict[str, list[float]] = {}
+    for name, value in zip(encoding.raw_names, raw[0].tolist(), strict=True):
+        by_name.setdefault(name, []).append(value)
+    assert by_name["viewer.hours_away"] == [4]
+    assert by_name["tweet.likes"] == [pytest.approx(np.log(11))]
+    assert by_name["tweet.text"] == np.array([0.1, 0.2, 0.3, 0.4], np.float32).tolist()
     assert encoding.offsets.tolist() == [0, 2, 4, 5, 8, 10]
     assert encoding.rows == 13
 
@@ -139,3 +150,43 @@ def test_discretizer_must_know_what_is_binned(small_schema: Schema) -> None:
     """One taken from another run may not."""
     with pytest.raises(ValueError, match=r"does not know viewer\.hours_away"):
         make_encoding(small_schema, FeaturePlan(), Discretizer({}))
+
+
+DOTS = FeaturePlan(dots=(("tweet.text", "viewer.tastes"), ("author.style", "tweet.text")))
+
+
+def test_inner_products_by_hand(small_schema: Schema) -> None:
+    """After the raw columns, in the plan's order, whichever of a pair is named first; absent where either is."""
+    encoding = make_encoding(small_schema, DOTS, DISCRETIZER)
+    text: list[float] = [0, 0, 0, 1, 2, 3, 4]
+
+    _, raw = encoding.encode(tables_of(text, [0, 0], [0, 0], style=(1, 1, 1, 1), tastes=(1, 0, -1, 0.5)))
+    _, without_style = encoding.encode(tables_of(text, [0, 0], [0, 0], tastes=(1, 0, -1, 0.5)))
+
+    assert encoding.raw_names[-2:] == ("tweet.text x viewer.tastes", "author.style x tweet.text")
+    assert raw[0, -2:].tolist() == [0.0, 10.0]
+    assert without_style[0, -2] == 0.0
+    assert np.isnan(without_style[0, -1])
+
+
+def test_inner_products_are_part_of_an_encoding_s_identity(small_schema: Schema) -> None:
+    """Examples encoded without them are not those encoded with them."""
+    with_dots, without = (make_encoding(small_schema, plan, DISCRETIZER) for plan in (DOTS, FeaturePlan()))
+
+    assert with_dots.hash != without.hash
+
+
+@pytest.mark.parametrize(
+    ("pair", "message"),
+    [
+        (("tweet.text", "viewer.taste"), r"'viewer\.taste' is no vector that is used"),
+        (("tweet.text", "tweet.likes"), r"'tweet\.likes' is no vector"),
+        (("author.style", "viewer.tastes"), "wants a vector of the Tweet and one of the viewer or author"),
+        (("tweet.text", "tweet.text"), "wants a vector of the Tweet"),
+        (("tweet.text",), "wants a vector of the Tweet"),
+    ],
+)
+def test_pairs_that_make_no_product_are_refused(small_schema: Schema, pair: tuple[str, ...], message: str) -> None:
+    """The error names the pair."""
+    with pytest.raises(ValueError, match=message):
+        select_features(small_schema, FeaturePlan(dots=(pair,)))

@@ -12,7 +12,8 @@ import torch
 from model_export.datasets.records import Impressions
 from model_export.encode import Encoding, make_encoding
 from model_export.examples import Examples
-from model_export.network import CrossLayer, FirstLayer, Network, NetworkPlan, TowerLayer
+from model_export.first_layer import FirstLayer, normal_scores
+from model_export.network import CrossLayer, Network, NetworkPlan, TowerLayer
 from model_export.plan import FeaturePlan
 from model_export.steps.discretize import Parameters, fit
 from model_export.train import batch_tensors
@@ -29,7 +30,11 @@ def impressions(make_impressions: Callable[[int, int], Impressions]) -> Impressi
 
 @pytest.fixture
 def encoding(small_schema: Schema, impressions: Impressions) -> Encoding:
-    features = FeaturePlan(raw=("viewer.hours_away",), raw_log=("tweet.likes", "author.strength"))
+    features = FeaturePlan(
+        raw=("viewer.hours_away",),
+        raw_log=("tweet.likes", "author.strength"),
+        dots=(("tweet.text", "viewer.tastes"), ("author.style", "tweet.text")),
+    )
     return make_encoding(small_schema, features, fit(small_schema, [impressions], Parameters(bins=8)))
 
 
@@ -55,6 +60,15 @@ def slow_h(weights: NetWeights, impressions: Impressions, row: int) -> np.ndarra
                 if not np.isnan(x):
                     t = np.sign(x) * np.log(1 + abs(x)) if raw.log else x
                     h = h + (np.clip(t / raw.scale[i], -1, 1) + raw.bias[i]) * raw.weights[i]
+    if weights.dots is not None:
+        raw = weights.dots.raw
+        for i, pair in enumerate(weights.dots.pairs):
+            ours, others = impressions.tables["tweet"][row], impressions.tables[pair.group][row]
+            product = sum(
+                float(ours[a]) * float(others[b]) for a, b in zip(pair.tweet_columns, pair.columns, strict=True)
+            )
+            if not np.isnan(product):
+                h = h + (np.clip(product / raw.scale[i], -1, 1) + raw.bias[i]) * raw.weights[i]
     return h
 
 
@@ -77,11 +91,23 @@ def slow_logits(weights: NetWeights, h: np.ndarray[Any, np.dtype[np.float64]]) -
     )
 
 
+@pytest.mark.parametrize("directions", [0, 2, 3])
 @pytest.mark.parametrize("trunk", TRUNKS)
-def test_arrays_say_what_the_trained_net_computes(trunk: Any, encoding: Encoding, impressions: Impressions) -> None:
+def test_arrays_say_what_the_trained_net_computes(
+    trunk: Any, directions: int, encoding: Encoding, impressions: Impressions
+) -> None:
     """Normalization folded, slots and columns where they belong: the same logits to 1e-4 of their size."""
     torch.manual_seed(0)
-    plan = NetworkPlan(trunk=trunk, units=12, hidden=(10, 6), tower_units=3, crosses=2, cross_rank=4, dropout=0.2)
+    plan = NetworkPlan(
+        trunk=trunk,
+        units=12,
+        directions=directions,
+        hidden=(10, 6),
+        tower_units=3,
+        crosses=2,
+        cross_rank=4,
+        dropout=0.2,
+    )
     network = Network(plan, encoding, heads=2)
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
@@ -98,13 +124,13 @@ def test_arrays_say_what_the_trained_net_computes(trunk: Any, encoding: Encoding
 
 
 def first_layer(encoding: Encoding, units: int = 3) -> FirstLayer:
-    layer = FirstLayer(encoding, units, np.ones(encoding.rows, bool), np.ones(len(encoding.raws), bool))
+    layer = FirstLayer(encoding, units, 2, np.ones(encoding.rows, int), np.ones(len(encoding.raw_names), int))
     torch.nn.init.normal_(layer.raw_bias)
     return layer
 
 
 def raw_inputs(encoding: Encoding, raw: list[list[float]]) -> tuple[Any, torch.Tensor]:
-    values = np.full((len(raw), len(encoding.raws)), np.nan, np.float32)
+    values = np.full((len(raw), len(encoding.raw_names)), np.nan, np.float32)
     values[:, : len(raw[0])] = raw
     bins = np.zeros((len(raw), len(encoding.slots)), np.uint16)
     labels = np.zeros((len(raw), 2), np.uint8)
@@ -148,15 +174,40 @@ def test_values_beyond_the_running_max_are_held_at_one(encoding: Encoding) -> No
     assert layer.running_max[0] == 2.0
 
 
-def test_what_no_example_had_contributes_nothing(encoding: Encoding) -> None:
-    """Rows and columns never seen start at zero."""
-    seen_rows, seen_raws = np.ones(encoding.rows, bool), np.ones(len(encoding.raws), bool)
-    seen_rows[2] = seen_raws[1] = False
+@pytest.mark.parametrize("directions", [0, 1, 2, 4])
+def test_what_no_example_had_contributes_nothing(directions: int, encoding: Encoding) -> None:
+    """Rows and raw values never seen start at zero, and training does not move them."""
+    row_counts, raw_counts = np.full(encoding.rows, 5), np.full(len(encoding.raw_names), 5)
+    row_counts[2] = raw_counts[1] = 0
 
-    layer = FirstLayer(encoding, 3, seen_rows, seen_raws)
+    layer = FirstLayer(encoding, 3, directions, row_counts, raw_counts)
 
-    assert (layer.rows.detach().numpy() == 0).all(axis=1).nonzero()[0].tolist() == [2]
+    zero_rows = (layer.table().detach().numpy() == 0).all(axis=1)
+    assert zero_rows[2]
+    assert zero_rows.sum() == 1 or directions == 1  # with one code, the score of a single bin is 0 as well
     assert (layer.raw_weights.detach().numpy() == 0).all(axis=1).nonzero()[0].tolist() == [1]
+
+
+def test_rows_of_a_slot_are_spanned_by_its_directions(encoding: Encoding) -> None:
+    """A slot of 8 bins has a table of rank 2; free rows have full rank."""
+    counts = np.full(encoding.rows, 5), np.full(len(encoding.raw_names), 5)
+    spanned, free = (FirstLayer(encoding, 6, d, *counts).table().detach().numpy() for d in (2, 0))
+    slot, start = next((s, o) for s, o in zip(encoding.slots, encoding.offsets, strict=True) if s.size >= 6)
+
+    assert np.linalg.matrix_rank(spanned[start : start + slot.size], tol=1e-4) == 2
+    assert np.linalg.matrix_rank(free[start : start + slot.size], tol=1e-4) == 6
+
+
+def test_normal_scores_by_hand() -> None:
+    """Three bins of a third each: mid-ranks 1/6, 1/2, 5/6, symmetric; then mean 0 and variance 1, by weight."""
+    np.testing.assert_allclose(normal_scores(np.array([4, 4, 4])), [-np.sqrt(1.5), 0, np.sqrt(1.5)], atol=1e-6)
+
+    counts = np.array([900, 0, 50, 30, 20])
+    scores = normal_scores(counts)
+    assert np.average(scores, weights=counts) == pytest.approx(0, abs=1e-6)
+    assert np.average(scores**2, weights=counts) == pytest.approx(1, rel=1e-5)
+    assert (np.diff(scores) > 0).all()
+    assert normal_scores(np.array([0, 7, 0])).tolist() == [0, 0, 0]
 
 
 def test_cross_layer_by_hand() -> None:

@@ -1,0 +1,137 @@
+"""The sparse linear first layer in torch.
+
+It is that of `nn.IndexLinear` (github.com/torch/nn, 2017) with a table of bins beside it. What that layer leaves open
+is decided like this:
+
+* The running max of a training batch is taken over the whole batch before any of its values is scaled, so a step does
+  not depend on the order of its rows.
+* A value beyond the running max scales to -1 or 1. Where no value other than 0 was seen, the scale is 1.
+* A bin, category or raw column that no training example had starts at zero and never moves: whatever was not seen
+  contributes nothing.
+"""
+
+from __future__ import annotations
+
+from statistics import NormalDist
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from model_export.encode import Encoding, Slot
+from model_export.sparse import SparseRows, sum_rows
+
+Counts = NDArray[np.int64]
+
+
+class FreeRows(nn.Module):
+    """A row of weights of its own for every bin and category: `forward` gives [rows, K]."""
+
+    def __init__(self, encoding: Encoding, units: int, counts: Counts):
+        super().__init__()
+        self.rows = nn.Parameter(torch.randn(encoding.rows, units) / max(len(encoding.slots), 1) ** 0.5)
+        with torch.no_grad():
+            self.rows[torch.from_numpy(counts == 0)] = 0.0
+
+    def forward(self) -> Tensor:
+        """The table."""
+        return self.rows
+
+
+class SpannedRows(nn.Module):
+    """Rows that lie, slot by slot, in a space of few directions: `forward` gives [rows, K].
+
+    row of a bin = its code [d] @ the slot's directions [d, K]. A slot says d numbers instead of K to the net, so far
+    less noise is learned from the same examples, and the table that is served is the same. Codes start as what is
+    known of a bin before training: 1, and its normal score (the quantile of a normal distribution at the bin's
+    mid-rank among the training examples, standardized), so that a net starts from a smooth function of the value and
+    learns where it is not smooth. Further codes, and all of a category's, start at random.
+    """
+
+    def __init__(self, encoding: Encoding, units: int, counts: Counts, directions: int):
+        super().__init__()
+        slots = len(encoding.slots)
+        size_max = max((slot.size for slot in encoding.slots), default=0)
+        codes = torch.zeros(slots, size_max, directions)
+        real = torch.zeros(slots, size_max, dtype=torch.bool)
+        for i, (slot, start) in enumerate(zip(encoding.slots, encoding.offsets, strict=True)):
+            slot_counts = counts[start : start + slot.size]
+            real[i, : slot.size] = True
+            codes[i, : slot.size] = _starting_codes(slot, slot_counts, directions)
+        self.codes = nn.Parameter(codes)
+        self.directions = nn.Parameter(torch.randn(slots, directions, units) / max(slots, 1) ** 0.5)
+        self._real = real
+
+    def forward(self) -> Tensor:
+        """The table."""
+        return (self.codes @ self.directions)[self._real]
+
+
+def _starting_codes(slot: Slot, counts: Counts, directions: int) -> Tensor:
+    """[bins, d]; zeros for what no example had."""
+    codes = torch.randn(slot.size, directions)
+    if slot.boundaries is not None:
+        codes *= 0.3
+        codes[:, 0] = torch.from_numpy(normal_scores(counts))
+        codes[:, 1:2] = 1.0
+    codes[torch.from_numpy(counts == 0)] = 0.0
+    return codes
+
+
+def normal_scores(counts: Counts) -> NDArray[np.float32]:
+    """For bins in order with these counts, the normal quantile of each one's mid-rank, with mean 0 and variance 1.
+
+    All 0 where there are fewer than two bins with a count.
+    """
+    total = counts.sum()
+    if (counts > 0).sum() < 2:
+        return np.zeros(len(counts), np.float32)
+    middle = (np.cumsum(counts) - counts / 2) / total
+    normal = NormalDist()
+    scores = np.array([normal.inv_cdf(min(max(m, 1e-6), 1 - 1e-6)) for m in middle.tolist()])
+    scores -= np.average(scores, weights=counts)
+    scores /= np.sqrt(np.average(scores**2, weights=counts))
+    return scores.astype(np.float32)
+
+
+class FirstLayer(nn.Module):
+    """h = bias + sum of the rows of what is present: (bins, raw values [n, R], NaN = absent) -> [n, K]."""
+
+    def __init__(self, encoding: Encoding, units: int, directions: int, row_counts: Counts, raw_counts: Counts):
+        """Draws the starting weights.
+
+        Args:
+            encoding: What the layer reads.
+            units: K.
+            directions: Of each slot (`SpannedRows`); 0: every row is free.
+            row_counts: [rows], training examples that have each bin or category.
+            raw_counts: [R], training examples that have each raw value.
+        """
+        super().__init__()
+        raws = len(encoding.raw_names)
+        spanned = directions > 0
+        self.table = (
+            SpannedRows(encoding, units, row_counts, directions) if spanned else FreeRows(encoding, units, row_counts)
+        )
+        self.raw_weights = nn.Parameter(torch.randn(raws, units) / max(raws, 1) ** 0.5)
+        self.raw_bias = nn.Parameter(torch.zeros(raws))
+        self.bias = nn.Parameter(torch.zeros(units))
+        self.running_max: Tensor
+        self.register_buffer("running_max", torch.zeros(raws))
+        with torch.no_grad():
+            self.raw_weights[torch.from_numpy(raw_counts == 0)] = 0.0
+
+    def forward(self, bins: SparseRows, raw: Tensor) -> Tensor:
+        """As the class says; while training, `raw` moves the running max first."""
+        absent = raw.isnan()
+        raw = raw.masked_fill(absent, 0.0)
+        if self.training and len(raw):
+            torch.maximum(self.running_max, raw.abs().amax(dim=0), out=self.running_max)
+        scaled = (raw / self.scale()).clamp(-1.0, 1.0)
+        values = (scaled + self.raw_bias).masked_fill(absent, 0.0)
+        return sum_rows(bins, self.table()) + values @ self.raw_weights + self.bias
+
+    def scale(self) -> Tensor:
+        """What raw values are divided by: [R], positive."""
+        return torch.where(self.running_max > 0, self.running_max, 1.0)
