@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+import model_export
 from model_export.datasets.records import RecordSet
 from model_export.plan import Plan, load_plan
 from model_export.plan_table import PlanError
 from model_export.run import run_plan
+from service.schema import Head, Schema
 from tests import kuairand
 
 SPLIT = "[split]\ntrain = 1\nvalidate = 1\ncalibrate = 1\ntest = 1\n"
@@ -82,3 +85,13 @@ def test_only_what_a_plan_says_of_its_source_names_the_artifact(tmp_path: Path) 
     """The sources that it does not use have no part in it: a new kind of source reruns nothing."""
     artifact = run_plan(_plan(tmp_path, WORLD), tmp_path / "out")["data"]
     assert '"kuairand"' not in (artifact / "artifact.json").read_text()
+
+
+def test_the_plan_for_kuairand_is_split_by_dates() -> None:
+    """Trained to the end of April, tested on the last two days that it reads, nothing in between left out."""
+    plan = load_plan(Path(model_export.__file__).parent / "plans" / "kuairand.toml")
+    source = plan.steps[0].parameters.kuairand
+    days = np.arange(np.datetime64(source.first), np.datetime64(source.last) + 1).astype(str).tolist()
+    split = plan.split.days(RecordSet(Path(), Schema((), (Head("like", 1, 1),)), tuple(range(len(days)))))
+    assert days[split["train"][-1]] == "2022-04-30"
+    assert [days[day] for day in split["test"]] == ["2022-05-03", "2022-05-04"]
