@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import grpc
 from google.protobuf import any_pb2
+from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
 
@@ -29,6 +30,22 @@ class DeadlinePassed(Exception):  # noqa: N818
     """The caller no longer waits for the answer."""
 
 
+class Overloaded(Exception):  # noqa: N818
+    """Other callers leave no room; later there may be.
+
+    Attributes:
+        retry_after_ms: When to come back at the earliest.
+    """
+
+    def __init__(self, message: str, retry_after_ms: int) -> None:
+        super().__init__(message)
+        self.retry_after_ms = retry_after_ms
+
+
+class Cancelled(Exception):  # noqa: N818
+    """The caller gave up."""
+
+
 class NotServing(Exception):  # noqa: N818
     """The server is not ready yet, or about to leave."""
 
@@ -38,6 +55,8 @@ STATUS_CODES: dict[type[Exception], grpc.StatusCode] = {
     InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
     UnknownModel: grpc.StatusCode.NOT_FOUND,
     DeadlinePassed: grpc.StatusCode.DEADLINE_EXCEEDED,
+    Overloaded: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    Cancelled: grpc.StatusCode.CANCELLED,
     NotServing: grpc.StatusCode.UNAVAILABLE,
 }
 INTERNAL_TEXT = "internal error; the server's log says more"
@@ -49,13 +68,21 @@ def status_code(error: Exception) -> grpc.StatusCode:
 
 
 def status_proto(error: Exception) -> status_pb2.Status:
-    """The whole status: code, message and, for a bad request, a `google.rpc.BadRequest` naming the field."""
+    """The whole status: code, message, and the details that `google.rpc` has for a bad request and for an overload."""
     code = status_code(error)
     message = INTERNAL_TEXT if code is grpc.StatusCode.INTERNAL else str(error)
     status = status_pb2.Status(code=code.value[0], message=message)
     if isinstance(error, InvalidRequest):
         violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=error.description)
-        detail = any_pb2.Any()
-        detail.Pack(error_details_pb2.BadRequest(field_violations=[violation]))
-        status.details.append(detail)
+        _add_detail(status, error_details_pb2.BadRequest(field_violations=[violation]))
+    elif isinstance(error, Overloaded):
+        info = error_details_pb2.RetryInfo()
+        info.retry_delay.FromMilliseconds(error.retry_after_ms)
+        _add_detail(status, info)
     return status
+
+
+def _add_detail(status: status_pb2.Status, detail: Message) -> None:
+    packed = any_pb2.Any()
+    packed.Pack(detail)
+    status.details.append(packed)

@@ -7,7 +7,7 @@ import pytest
 from google.rpc import error_details_pb2
 
 from service import errors
-from service.errors import DeadlinePassed, InvalidRequest, NotServing, UnknownModel
+from service.errors import Cancelled, DeadlinePassed, InvalidRequest, NotServing, Overloaded, UnknownModel
 
 
 @pytest.mark.parametrize(
@@ -17,6 +17,8 @@ from service.errors import DeadlinePassed, InvalidRequest, NotServing, UnknownMo
         (InvalidRequest("", "no message"), grpc.StatusCode.INVALID_ARGUMENT, "no message"),
         (UnknownModel("no model 'x'"), grpc.StatusCode.NOT_FOUND, "no model 'x'"),
         (DeadlinePassed("too late"), grpc.StatusCode.DEADLINE_EXCEEDED, "too late"),
+        (Overloaded("too many", 1), grpc.StatusCode.RESOURCE_EXHAUSTED, "too many"),
+        (Cancelled("gone"), grpc.StatusCode.CANCELLED, "gone"),
         (NotServing("starting"), grpc.StatusCode.UNAVAILABLE, "starting"),
         (ValueError("/etc/secret"), grpc.StatusCode.INTERNAL, errors.INTERNAL_TEXT),
     ],
@@ -39,6 +41,15 @@ def test_bad_request_names_the_field() -> None:
     assert (violation.field, violation.description) == ("candidates.tweets.values", "too few")
 
 
+def test_an_overload_says_when_to_retry() -> None:
+    """Clients that know google.rpc.RetryInfo wait that long."""
+    (packed,) = errors.status_proto(Overloaded("too many", 1_250)).details
+
+    detail = error_details_pb2.RetryInfo()
+    assert packed.Unpack(detail)
+    assert detail.retry_delay.ToMilliseconds() == 1_250
+
+
 def test_other_errors_carry_no_details() -> None:
-    """Nothing but bad requests has a field to name."""
+    """They have neither a field to name nor a time to come back at."""
     assert not errors.status_proto(UnknownModel("x")).details
