@@ -1,0 +1,1 @@
+"""From impressions to a bundle: plans, steps, network, graph, calibration, evaluation."""

@@ -1,0 +1,1 @@
+"""Sources of impressions, and the one record form that all are turned into."""
