@@ -43,6 +43,7 @@ def _draw(feature: Feature, rows: int, rng: np.random.Generator) -> NDArray[np.f
 
 def _impressions(rows: int, seed: int) -> Impressions:
     rng = np.random.default_rng(seed)
+    other_vectors = np.random.default_rng((seed, 1))
     tables = {
         group: np.full((rows, layout.width), np.nan, np.float32) for group, layout in SMALL_SCHEMA.layouts.items()
     }
@@ -50,8 +51,10 @@ def _impressions(rows: int, seed: int) -> Impressions:
         layout = SMALL_SCHEMA.layouts[group]
         for feature in layout.features:
             start = layout.offsets[feature.name]
-            present = rng.random(rows) < 0.7
-            drawn = _draw(feature, rows, rng)
+            # Vectors that no label depends on have a stream of their own: the labels stay what they are without them.
+            source = other_vectors if feature.name in ("style", "tastes") else rng
+            present = source.random(rows) < 0.7
+            drawn = _draw(feature, rows, source)
             if feature.name != "never":
                 tables[group][present, start : start + feature.width] = drawn[present]
     strength = np.nan_to_num(np.log1p(tables["author"][:, 0]))
