@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,14 +44,12 @@ def interval(drawn: Doubles) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def drawn_rce(
-    viewers: NDArray[np.int64], p: NDArray[np.floating], predicted: Doubles, draws: int, seed: int
-) -> Doubles:
+def drawn_rce(viewers: NDArray[np.int64], p: NDArray[Any], predicted: Doubles, draws: int, seed: int) -> Doubles:
     """RCE in percent of M models in each draw.
 
     Args:
         viewers: [n] ids.
-        p: [n], a label or the probability of one; see `model_export.evaluate`.
+        p: [n] of any dtype, a label or the probability of one; see `model_export.evaluate`.
         predicted: [n, M].
         draws: How many.
         seed: Of the draws.
@@ -59,6 +57,7 @@ def drawn_rce(
     Returns:
         [draws, M]; NaN where a draw's mean p is 0 or 1.
     """
+    p = p.astype(np.float64)
     q = np.clip(predicted, EPSILON, 1 - EPSILON)
     losses = -p[:, None] * np.log(q) - (1 - p[:, None]) * np.log1p(-q)
     distinct, viewer = np.unique(viewers, return_inverse=True)
@@ -71,9 +70,7 @@ def drawn_rce(
         return 100 * (1 - drawn[:, 2:] / drawn[:, :1] / entropy[:, None])
 
 
-def drawn_pr_auc(
-    viewers: NDArray[np.int64], p: NDArray[np.floating], predicted: Doubles, draws: int, seed: int
-) -> Doubles:
+def drawn_pr_auc(viewers: NDArray[np.int64], p: NDArray[Any], predicted: Doubles, draws: int, seed: int) -> Doubles:
     """Average precision of M models in each draw: arguments and result as of `drawn_rce`."""
     distinct, viewer = np.unique(viewers, return_inverse=True)
     ranked = [_Ranked(p, column) for column in predicted.T]
@@ -95,7 +92,7 @@ def _times_drawn(viewers: int, draws: int, seed: int) -> Iterator[Doubles]:
 class _Ranked:
     """One model's rows in falling order of its predictions: sorted once, weighed in each draw."""
 
-    def __init__(self, p: NDArray[np.floating], predicted: Doubles) -> None:
+    def __init__(self, p: NDArray[Any], predicted: Doubles) -> None:
         self._order = np.argsort(-predicted, kind="stable")
         self._p = p[self._order]
         # Rows with equal predictions come at once: each has the precision of the last of them.

@@ -174,7 +174,7 @@ def _save(baselines: list[Baseline], out: Path) -> None:
 
 
 STEP = Step(
-    version=1,
+    version=2,
     parameters=Parameters,
     inputs=("data", "discretize", "sample", "train", "calibrate"),
     parts=("split", "features", "heads"),

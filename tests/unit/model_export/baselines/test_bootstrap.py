@@ -40,6 +40,15 @@ def test_each_draw_has_the_figure_of_its_rows(seed: int, rows: int) -> None:
             np.testing.assert_allclose(auc[draw, model], pr_auc(p[taken], predicted[taken, model]), rtol=1e-9)
 
 
+def test_labels_are_probabilities_of_zero_and_one() -> None:
+    """As bytes, which is how labels come, they give the figures that they give as numbers with a point."""
+    viewers, p, predicted = _data(300, 6)
+    for drawn in (drawn_rce, drawn_pr_auc):
+        np.testing.assert_array_equal(
+            drawn(viewers, p.astype(np.uint8), predicted, 5, 1), drawn(viewers, p, predicted, 5, 1)
+        )
+
+
 def test_more_rows_of_the_same_viewers_are_no_more_evidence() -> None:
     """Every row five times: the interval is as wide as before. As rows of new viewers they would narrow it."""
     viewers, p, predicted = _data(1_000, 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 
 from model_export.baselines.judge import calibrated, calibration, figures, judge
 from model_export.datasets.records import Impressions, RecordSet
+from model_export.evaluate import relative_cross_entropy
 from model_export.steps.calibrate import Parameters
 
 PLAN = Parameters(positives_min=50, block_events_min=10)
@@ -62,3 +64,20 @@ def test_judged_by_what_is_true(make_records: Callable[[int, int], RecordSet]) -
         assert "rce_difference" not in noise
     positives = sum(int(day.labels[:, 0].sum()) for day in records.batches(records.days[4:]))
     assert found["truth"]["like"]["evaluated_positives"] == positives
+
+
+def test_on_real_data_the_labels_are_what_is_true(make_records: Callable[[int, int], RecordSet]) -> None:
+    """Without reachable probabilities figures are those of the labels, and stand inside their intervals."""
+    records = make_records(2, 3_000)
+    judged = judge({"truth": _truth, "noise": _noise}, records, records.days)
+    real = replace(judged, truth=judged.labels, simulated=False)
+    found = figures(real, records.schema.head_names, against="noise", draws=100, seed=1)
+    for j, head in enumerate(records.schema.head_names):
+        best = found["truth"][head]
+        assert best["rce"] == pytest.approx(
+            relative_cross_entropy(judged.labels[:, j], judged.predicted["truth"][:, j])
+        )
+        assert best["rce_low"] < best["rce"] < best["rce_high"]
+        assert best["pr_auc_low"] < best["pr_auc"] < best["pr_auc_high"]
+        assert best["rce_difference"]["verdict"] == "ahead"
+        assert "reachable_rce" not in best
