@@ -61,12 +61,18 @@ def calibration_error(p: Array, predicted: Array, bins: int = 20) -> float:
     base = float(np.mean(p, dtype=np.float64))
     if base == 0:
         return float("nan")
-    order = np.argsort(predicted, kind="stable")
-    gaps = [
-        abs(np.mean(p[rows], dtype=np.float64) - np.mean(predicted[rows], dtype=np.float64))
-        for rows in np.array_split(order, min(bins, len(p)))
-    ]
-    return float(np.mean(gaps)) / base
+    mean_predicted, mean_p = reliability(p, predicted, bins)
+    return float(np.mean(np.abs(mean_p - mean_predicted))) / base
+
+
+def reliability(p: Array, predicted: Array, bins: int = 20) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(mean prediction, mean p) of each bin of equal mass, in order of the prediction; fewer bins where rows are fewer.
+
+    What a reliability diagram draws. Rows of equal prediction stay in their order, and a bin may end among them.
+    """
+    parts = np.array_split(np.argsort(predicted, kind="stable"), min(bins, len(p)))
+    mean_predicted = [np.mean(predicted[rows], dtype=np.float64) for rows in parts]
+    return np.array(mean_predicted), np.array([np.mean(p[rows], dtype=np.float64) for rows in parts])
 
 
 def evaluate_graph(

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn.calibration import calibration_curve
 from sklearn.metrics import average_precision_score, log_loss
 
 from model_export.evaluate import (
@@ -17,6 +18,7 @@ from model_export.evaluate import (
     pr_auc,
     reachable_figures,
     relative_cross_entropy,
+    reliability,
 )
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -125,3 +127,31 @@ def test_true_probabilities_have_no_calibration_error() -> None:
 
     assert calibration_error(p, p) == pytest.approx(0, abs=1e-7)
     assert calibration_error(p, p * 1.1) == pytest.approx(0.1, rel=1e-4)
+
+
+def test_reliability_by_hand() -> None:
+    """Two bins of two rows, in order of the prediction."""
+    predicted, p = np.array([0.2, 0.8, 0.3, 0.6]), np.array([0.2, 0.9, 0.1, 0.8])
+
+    mean_predicted, mean_p = reliability(p, predicted, bins=2)
+
+    assert mean_predicted == pytest.approx([0.25, 0.7])
+    assert mean_p == pytest.approx([0.15, 0.85])
+
+
+def test_reliability_of_labels_is_scikit_learns() -> None:
+    """The same points from another hand, where no prediction comes twice."""
+    p, _ = draw(1_000)
+    predicted = np.linspace(0.01, 0.9, 1_000)
+    labels = (np.random.default_rng(1).random(1_000) < p).astype(np.uint8)
+    rates, means = calibration_curve(labels, predicted, n_bins=10, strategy="quantile")
+
+    mean_predicted, mean_p = reliability(labels, predicted, bins=10)
+
+    assert mean_predicted == pytest.approx(means)
+    assert mean_p == pytest.approx(rates)
+
+
+def test_fewer_rows_than_bins_are_a_bin_each() -> None:
+    """No bin is empty."""
+    assert reliability(np.array([0, 1]), np.array([0.2, 0.1]))[0] == pytest.approx([0.1, 0.2])
