@@ -1,0 +1,38 @@
+"""Sections of the page that a small run does not show."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from model_export.report.page import baselines, importances, quality
+
+
+def test_what_could_not_be_measured_is_a_dash() -> None:
+    """A head without positives on real data: no NaN, no bar, and no word of what is reachable."""
+    nan = float("nan")
+    empty = {"rce": nan, "pr_auc": nan, "calibration_error": nan, "positives": 3, "evaluated_positives": 0}
+
+    section = quality({"<share>": empty}, {"<share>": "prior_correction"})
+
+    assert "nan" not in section
+    assert section.count("<td>–</td>") == 3
+    assert "width:0.0%" in section
+    assert "reachable" not in section
+    assert "&lt;share&gt;" in section
+    assert "prior correction" in section
+
+
+def test_features_are_listed_by_what_is_lost() -> None:
+    """On average over the heads that could be measured; a bar is a share of the longest."""
+    lost = {"tweet.a": np.array([1.0, np.nan]), "tweet.b": np.array([1.0, 3.0])}
+
+    section = importances(["like", "reply"], {"tweet": np.array([4.0, 4.0])}, lost, 1_000)
+
+    assert section.index("all of tweet") < section.index("tweet.b") < section.index("tweet.a")
+    assert [section.count(f"width:{width}%") for width in ("100.0", "50.0", "25.0")] == [1, 1, 1]
+    assert "nan" not in section
+
+
+def test_without_baselines_the_page_says_how_to_get_them() -> None:
+    """The command is named."""
+    assert "timeline-trainer baselines" in baselines(None)
