@@ -28,6 +28,8 @@ FORGETTING = 0.98
 # A call is taken to last as long as predicted and this many mean deviations on top, like TCP's retransmission timer.
 DEVIATIONS = 2
 RETRY_AFTER_MS_MIN = 1
+# Before anything is known of the cost, every call is welcome.
+NO_COST = ((0, 0.0), (1, 0.0))
 
 
 class Cost:
@@ -140,7 +142,7 @@ class Admission:
     def __init__(
         self,
         rows_running_max: int,
-        points: Sequence[tuple[int, float]],
+        points: Sequence[tuple[int, float]] = NO_COST,
         clock: Callable[[], int] = time.perf_counter_ns,
     ) -> None:
         """Makes an empty gate.

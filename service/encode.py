@@ -39,7 +39,7 @@ def rank_response(
     response = pb.RankTimelineResponse(
         request_id=request_id,
         icymi_decision=timeline.decision,
-        degradation=pb.DEGRADATION_NONE,
+        degradation=timeline.degradation,
         heads=served.model.schema.head_names,
         served_by=pb.ServedBy(
             model_version=served.model.version, policy_version=served.policy.version, arms=served.arms

@@ -16,6 +16,7 @@ from prometheus_client.core import HistogramMetricFamily
 from prometheus_client.registry import Collector
 
 from service.decode import Floats
+from service.errors import Cancelled, DeadlinePassed, Overloaded
 from service.generated.timelines.ranking.v1 import ranking_pb2 as pb
 from service.model import Model
 from service.pipeline import STAGES, Answer
@@ -24,8 +25,11 @@ from service.schema import GROUPS
 SECONDS_BUCKETS = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 CANDIDATES_BUCKETS = (0, 1, 10, 30, 100, 200, 500, 1_000, 1_500, 2_000, 5_000)
 STATES = ("present", "absent", "unknown")
+# Why calls are turned away.
+REFUSALS: dict[type[Exception], str] = {DeadlinePassed: "deadline", Overloaded: "queue", Cancelled: "cancelled"}
 LOAD_RESULTS = ("loaded", "refused")
 _DECISION_PREFIX = "ICYMI_DECISION_"
+_DEGRADATION_PREFIX = "DEGRADATION_"
 
 
 class MethodMetrics:
@@ -66,6 +70,24 @@ class Metrics:
         self._candidates = Histogram(
             "timeline_candidates", "Tweets in a request.", buckets=CANDIDATES_BUCKETS, registry=self.registry
         )
+        self.queue_rows = Gauge(
+            "timeline_queue_rows", "Tweets that are scored right now or wait for it.", registry=self.registry
+        )
+        refused = Counter(
+            "timeline_refused_total", "Calls that were turned away, by why.", ("reason",), registry=self.registry
+        )
+        self.refused = {kind: refused.labels(reason) for kind, reason in REFUSALS.items()}
+        degraded = Counter(
+            "timeline_degraded_total",
+            "Timelines of which not every Tweet was scored.",
+            ("degradation",),
+            registry=self.registry,
+        )
+        self._degraded = {
+            number: degraded.labels(name.removeprefix(_DEGRADATION_PREFIX).lower())
+            for name, number in pb.Degradation.items()
+            if number not in (pb.DEGRADATION_UNSPECIFIED, pb.DEGRADATION_NONE)
+        }
         icymi = Counter(
             "timeline_icymi_total", "Timelines, by what became of ICYMI.", ("decision",), registry=self.registry
         )
@@ -107,14 +129,17 @@ class Metrics:
         """Counts what one answer was about."""
         for stage, ns in answer.stages_ns.items():
             self._stages[stage].observe(ns / 1e9)
-        self._candidates.observe(len(answer.probabilities))
+        self._candidates.observe(answer.rows)
         for counters, counts in zip(self._features, answer.counts, strict=True):
             for counter, count in zip(counters, counts, strict=False):  # the counts end with unknown categories
                 if count:
                     counter.inc(count)
         self._probability.observe(answer.heads, answer.probabilities)
         if answer.ranking is not None:
-            self._icymi[answer.ranking.timeline.decision].inc()
+            timeline = answer.ranking.timeline
+            self._icymi[timeline.decision].inc()
+            if timeline.degradation != pb.DEGRADATION_NONE:
+                self._degraded[timeline.degradation].inc()
             for names in answer.ranking.arms.items():
                 self._arms[names].inc()
 

@@ -1,7 +1,7 @@
 """The request path, from the bytes of a request to the bytes of its answer.
 
     1. decode    protobuf -> arrays, and the checks
-    2. admit     whether the caller still waits
+    2. admit     wait for a turn: all rows, the newest, none but by time; or refuse (service/admission.py)
     3. assign    the viewer to arms of experiments -> the model and policy that answer
     4. align     the caller's columns -> the model's
     5. score     one run of the model
@@ -32,8 +32,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from service import timeline as timeline_rules
+from service.admission import Admission, Turn
 from service.align import Counts, Tables
 from service.decode import (
+    Candidates,
     Decoder,
     Floats,
     check_forced_arms,
@@ -43,13 +45,13 @@ from service.decode import (
     parse,
 )
 from service.encode import Contributions, add_explanation, describe_response, rank_response, score_response
-from service.errors import DeadlinePassed
 from service.exploration import explore
 from service.generated.timelines.ranking.v1 import ranking_pb2 as pb
 from service.model import LoadResult, Served
 from service.relevance import relevance
+from service.scoring import Scores
 from service.serving import Serving
-from service.timeline import Rows, Timeline
+from service.timeline import Rows, Timeline, newest_first
 
 STAGES = ("decode", "queue", "align", "score", "combine", "build", "encode")
 
@@ -63,6 +65,8 @@ class Call:
         clock: Nanoseconds of a clock that never goes back.
         arrived_ns: When the call arrived, by `clock`.
         deadline_ns: When the caller stops waiting, by `clock`.
+        admission: Gives it its turn; goes by the same clock.
+        on_end: Takes what to call when the call ends early; False: it has ended.
         make_id: Makes an id for a request that has none.
         loads: Version -> what became of the latest try to load it.
     """
@@ -71,6 +75,8 @@ class Call:
     clock: Callable[[], int]
     arrived_ns: int
     deadline_ns: float
+    admission: Admission
+    on_end: Callable[[Callable[[], None]], bool]
     make_id: Callable[[], str]
     loads: Mapping[str, LoadResult] = field(default_factory=dict)
 
@@ -104,7 +110,8 @@ class Answer:
         body: The serialised response.
         stages_ns: Nanoseconds by stage.
         heads: Names of the heads.
-        probabilities: float32 [N, heads], calibrated.
+        rows: Number of candidates.
+        probabilities: float32 [scored candidates, heads], calibrated.
         counts: How the request's columns fared.
         ranking: None where no timeline was asked for.
     """
@@ -112,6 +119,7 @@ class Answer:
     body: bytes
     stages_ns: dict[str, int]
     heads: tuple[str, ...]
+    rows: int
     probabilities: Floats
     counts: Counts
     ranking: Ranking | None
@@ -137,23 +145,29 @@ def rank_timeline(body: bytes, serving: Serving, decoder: Decoder, call: Call) -
     """Answers a RankTimelineRequest.
 
     Raises:
-        InvalidRequest, UnknownModel, DeadlinePassed: See service/errors.py.
+        InvalidRequest, UnknownModel, DeadlinePassed, Overloaded, Cancelled: See service/errors.py.
     """
     watch = _Stopwatch(call)
     request = parse(pb.RankTimelineRequest, body)
-    request_time_ms = request.request_time_ms or call.now_ms
     check_header(request, decoder.limits)
-    check_times(request.last_visit_ms, request_time_ms)
+    check_times(request.last_visit_ms, request.request_time_ms or call.now_ms)
     check_forced_arms(request.forced_arms, decoder.limits)
     candidates = decoder.candidates(request.candidates)
     watch.lap("decode")
 
-    served = serving.assign(request.viewer_id, request.model, request.forced_arms)
+    with _admit(candidates, request.require_full_ranking, call) as turn:
+        watch.lap("queue")
+        served = serving.assign(request.viewer_id, request.model, request.forced_arms)
+        return _rank(request, candidates, served, turn, call, watch)
+
+
+def _rank(
+    request: pb.RankTimelineRequest, candidates: Candidates, served: Served, turn: Turn, call: Call, watch: _Stopwatch
+) -> Answer:
     tables, counts = served.model.aligner.align(candidates)
     watch.lap("align")
 
-    admit(call)
-    scores = served.model.score(tables)
+    scores, scored = score(tables, candidates, served, turn)
     watch.lap("score")
 
     weights = served.policy.signed_weights
@@ -164,11 +178,17 @@ def rank_timeline(body: bytes, serving: Serving, decoder: Decoder, call: Call) -
         return relevance(scores.raw, weights)
 
     timeline = timeline_rules.build(
-        candidates, relevances, raw_relevances, request.last_visit_ms, request_time_ms, served.policy
+        candidates,
+        relevances,
+        raw_relevances,
+        request.last_visit_ms,
+        request.request_time_ms or call.now_ms,
+        served.policy,
+        turn.degradation,
     )
     request_id = request.request_id or call.make_id()
     inclusion_probabilities = None
-    if served.exploration_epsilon:
+    if served.exploration_epsilon and turn.degradation == pb.DEGRADATION_NONE:
         timeline, inclusion_probabilities = explore(
             timeline, candidates, raw_relevances, served.exploration_epsilon, request_id
         )
@@ -181,10 +201,11 @@ def rank_timeline(body: bytes, serving: Serving, decoder: Decoder, call: Call) -
     response = rank_response(request_id, candidates, timeline, scores, counts, served, watch.stages_ns)
     if request.explain:
         add_explanation(response, shown, scores, timeline, contributions)
-    answer_body = response.SerializeToString()
+    body = response.SerializeToString()
     watch.lap("encode")
     ranking = Ranking(request.viewer_id, request_id, call.now_ms, served.arms, timeline, inclusion_probabilities)
-    return Answer(answer_body, watch.stages_ns, served.model.schema.head_names, scores.probabilities, counts, ranking)
+    heads = served.model.schema.head_names
+    return Answer(body, watch.stages_ns, heads, len(candidates), scored, counts, ranking)
 
 
 def score_tweets(body: bytes, serving: Serving, decoder: Decoder, call: Call) -> Answer:
@@ -195,21 +216,24 @@ def score_tweets(body: bytes, serving: Serving, decoder: Decoder, call: Call) ->
     candidates = decoder.candidates(request.candidates)
     watch.lap("decode")
 
-    served = serving.assign(request.viewer_id, request.model, {})
-    tables, counts = served.model.aligner.align(candidates)
-    watch.lap("align")
+    with _admit(candidates, full_only=True, call=call):
+        watch.lap("queue")
+        served = serving.assign(request.viewer_id, request.model, {})
+        tables, counts = served.model.aligner.align(candidates)
+        watch.lap("align")
 
-    admit(call)
-    scores = served.model.score(tables)
-    watch.lap("score")
+        scores = served.model.score(tables)
+        watch.lap("score")
 
-    relevances = relevance(scores.probabilities, served.policy.signed_weights)
-    watch.lap("combine")
+        relevances = relevance(scores.probabilities, served.policy.signed_weights)
+        watch.lap("combine")
 
-    request_id = request.request_id or call.make_id()
-    answer_body = score_response(request_id, candidates, scores, relevances, request.raw, served).SerializeToString()
-    watch.lap("encode")
-    return Answer(answer_body, watch.stages_ns, served.model.schema.head_names, scores.probabilities, counts, None)
+        request_id = request.request_id or call.make_id()
+        response = score_response(request_id, candidates, scores, relevances, request.raw, served)
+        answer_body = response.SerializeToString()
+        watch.lap("encode")
+    heads = served.model.schema.head_names
+    return Answer(answer_body, watch.stages_ns, heads, len(candidates), scores.probabilities, counts, None)
 
 
 def describe_model(body: bytes, serving: Serving, decoder: Decoder, call: Call) -> bytes:
@@ -228,10 +252,26 @@ METHODS: dict[str, Callable[[bytes, Serving, Decoder, Call], Answer | bytes]] = 
 }
 
 
-def admit(call: Call) -> None:
-    """Lets a call go on to the model if somebody still waits for the answer."""
-    if call.clock() >= call.deadline_ns:
-        raise DeadlinePassed("the deadline passed before the Tweets could be scored")
+def _admit(candidates: Candidates, full_only: bool, call: Call) -> Turn:
+    return call.admission.admit(len(candidates), call.deadline_ns, full_only, call.on_end)
+
+
+def score(tables: Tables, candidates: Candidates, served: Served, turn: Turn) -> tuple[Scores, Floats]:
+    """Scores as many of the newest candidates as it is the turn of; the others are NaN.
+
+    Returns:
+        [N, heads] scores, and the calibrated probabilities [scored candidates, heads] alone.
+    """
+    if turn.degradation == pb.DEGRADATION_NONE:
+        scores = served.model.score(tables)
+        return scores, scores.probabilities
+    newest = newest_first(np.arange(len(candidates)), candidates)[: turn.rows]
+    scored = served.model.score(tables.take(newest))
+    shape = (len(candidates), len(served.model.schema.heads))
+    scores = Scores(np.full(shape, np.nan, np.float32), np.full(shape, np.nan, np.float32))
+    for of_all, of_newest in zip(scores, scored, strict=True):
+        of_all[newest] = of_newest
+    return scores, scored.probabilities
 
 
 def explain(tables: Tables, rows: Rows, relevances: Floats, served: Served) -> Contributions:

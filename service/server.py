@@ -15,7 +15,9 @@ from grpc_status import rpc_status
 from prometheus_client import start_http_server
 
 from service import errors, pipeline
+from service.admission import Admission
 from service.config import Config
+from service.cpus import cpus
 from service.decode import Decoder
 from service.encode import served_record
 from service.generated.timelines.ranking.v1 import ranking_pb2 as pb
@@ -24,6 +26,7 @@ from service.limits import Limits
 from service.metrics import MethodMetrics, Metrics
 from service.model import LoadResult
 from service.pipeline import Answer, Call, Ranking
+from service.repository import STABLE
 from service.served_log import LogFiles, ServedLog, logs_features
 from service.serving import Serving
 
@@ -31,6 +34,8 @@ logger = logging.getLogger(__name__)
 
 SERVICE = pb.DESCRIPTOR.services_by_name["TimelineRankingService"]
 LOADS_MAX = 20
+# Two usual timelines side by side for every processor: while one is in Python, the other may be in the model.
+ROWS_RUNNING_PER_CPU = 1_000
 # Later than any real deadline: grpcio gives calls without one a time_remaining() of centuries.
 NO_DEADLINE_S = 10 * 365 * 86_400.0
 
@@ -104,6 +109,7 @@ class Server:
     def serve(self, serving: Serving) -> None:
         """Answers with `serving`, whose models are warm, from now on; calls under way end on what they began on."""
         self.metrics.serve(serving.models.values())
+        self._ranking.admission.start(serving.models[STABLE].scorer.cost_points)
         self._ranking.serving = serving
         self._health.serving()
 
@@ -154,11 +160,14 @@ class _RankingHandler(grpc.GenericRpcHandler):
     Attributes:
         serving: What answers; None until a model is loaded. Replaced as one reference, read once per call.
         loads: Version -> what became of the latest try to load it. Replaced, never changed.
+        admission: Gives calls their turn.
     """
 
     def __init__(self, limits: Limits, metrics: Metrics, log: ServedLog | None, log_features: float) -> None:
         self.serving: Serving | None = None
         self.loads: Mapping[str, LoadResult] = {}
+        self.admission = Admission(ROWS_RUNNING_PER_CPU * cpus())
+        metrics.queue_rows.set_function(lambda: self.admission.rows)
         self._log = log
         self._log_features = log_features
         self._decoder = Decoder(limits)
@@ -196,6 +205,8 @@ class _RankingHandler(grpc.GenericRpcHandler):
             return answer.body
         except Exception as error:
             code = errors.status_code(error)
+            if (refused := self._metrics.refused.get(type(error))) is not None:
+                refused.inc()
             if code is grpc.StatusCode.INTERNAL:
                 logger.exception("a call failed")
             context.abort_with_status(rpc_status.to_status(errors.status_proto(error)))
@@ -216,6 +227,8 @@ class _RankingHandler(grpc.GenericRpcHandler):
             clock=time.perf_counter_ns,
             arrived_ns=arrived_ns,
             deadline_ns=time.perf_counter_ns() + remaining_s * 1e9,
+            admission=self.admission,
+            on_end=context.add_callback,
             make_id=_make_id,
             loads=self.loads,
         )

@@ -1,7 +1,7 @@
 """From scores to a timeline: the ICYMI module, the ranked section, the remainder.
 
-order      by score; ties: by relevance of the raw probabilities, then newer, then larger id
-gates      enough candidates, away for long enough, not the first visit; else no ICYMI module
+order      by score; ties: by relevance of the raw probabilities, then newer, then larger id; the unscored are not in it
+gates      enough candidates, away for long enough, not the first visit, all scored; else no ICYMI module
 ICYMI      the first icymi_size of that order whose relevance reaches the floor, by score
 ranked     the next ranked_size of that order, newest first
 remainder  all that is left, newest first (ties by time: larger id)
@@ -35,6 +35,7 @@ class Timeline:
         decision: Whether the module is shown; if not, the first gate that failed.
         scores: float32 [N], relevance x factor.
         factors: float32 [N], what the policy multiplied the relevance by.
+        degradation: How many of the candidates were scored.
     """
 
     icymi: Rows
@@ -43,6 +44,7 @@ class Timeline:
     decision: pb.IcymiDecision.ValueType
     scores: Floats
     factors: Floats
+    degradation: pb.Degradation.ValueType = pb.DEGRADATION_NONE
 
 
 def build(
@@ -52,26 +54,33 @@ def build(
     last_visit_ms: int,
     request_time_ms: int,
     policy: EffectivePolicy,
+    degradation: pb.Degradation.ValueType = pb.DEGRADATION_NONE,
 ) -> Timeline:
     """Arranges N >= 0 candidates.
 
     Args:
         candidates: What there is to show.
-        relevance: [N], from calibrated probabilities.
+        relevance: [N], from calibrated probabilities; NaN, where the degradation allows it: not scored.
         raw_relevance: Gives [N], from raw ones; asked for only where there are ties to break.
         last_visit_ms: 0 for a first visit, else not after `request_time_ms`.
         request_time_ms: The moment that the timeline is for.
         policy: Sizes, gates and factors.
+        degradation: How many of the candidates were scored.
     """
+    unscored = 0 if degradation == pb.DEGRADATION_NONE else int(np.isnan(relevance).sum())
     factors = np.ones_like(relevance)
     scores = relevance
-    order = _best_first(scores, raw_relevance, candidates)
+    order = _best_first(scores, raw_relevance, candidates, unscored)
     if policy.policy.author_diversity:
         factors = _diversity_factors(order, relevance, candidates, policy)
         scores = relevance * factors
-        order = _best_first(scores, raw_relevance, candidates)
+        order = _best_first(scores, raw_relevance, candidates, unscored)
+
+    order, left_out = order[: len(order) - unscored], order[len(order) - unscored :]
 
     decision = _icymi_gate(len(candidates), last_visit_ms, request_time_ms, policy)
+    if decision == pb.ICYMI_DECISION_SHOWN and degradation != pb.DEGRADATION_NONE:
+        decision = pb.ICYMI_DECISION_DEGRADED
     icymi = order[:0]
     if decision == pb.ICYMI_DECISION_SHOWN:
         places = np.flatnonzero(relevance[order] >= policy.icymi_relevance_min)[: policy.policy.icymi_size]
@@ -84,10 +93,11 @@ def build(
     return Timeline(
         icymi=icymi,
         ranked=newest_first(order[:size], candidates),
-        remainder=newest_first(order[size:], candidates),
+        remainder=newest_first(np.concatenate((order[size:], left_out)), candidates),
         decision=decision,
         scores=scores,
         factors=factors,
+        degradation=degradation,
     )
 
 
@@ -109,8 +119,9 @@ def _icymi_gate(
     return pb.ICYMI_DECISION_SHOWN
 
 
-def _best_first(scores: Floats, raw_relevance: Callable[[], Floats], candidates: Candidates) -> Rows:
-    return _largest_first(scores, lambda: (candidates.tweet_ids, candidates.created_at_ms, raw_relevance()))
+def _best_first(scores: Floats, raw_relevance: Callable[[], Floats], candidates: Candidates, unscored: int) -> Rows:
+    order = _largest_first(scores, lambda: (candidates.tweet_ids, candidates.created_at_ms, raw_relevance()))
+    return np.roll(order, -unscored) if unscored else order  # numpy takes NaN for the largest; here it comes last
 
 
 def _largest_first(values: NDArray[Any], tie_breakers: Callable[[], tuple[NDArray[Any], ...]]) -> Rows:

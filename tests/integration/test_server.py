@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import grpc
 import pytest
+from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2
+from grpc_status import rpc_status
 
 from service import config
 from service.align import Tables
@@ -35,6 +39,7 @@ class HeldScorer(Scorer):
 
     def __init__(self, scorer: Scorer) -> None:
         self._scorer = scorer
+        self.cost_points = scorer.cost_points
         self.arrived = threading.Semaphore(0)
         self.release = threading.Event()
         self.runs = 0
@@ -100,15 +105,17 @@ def check_health(channel: grpc.Channel) -> int:
     return health_pb2.HealthCheckResponse.FromString(check(b"", timeout=10)).status
 
 
-def rank(channel: grpc.Channel, timeout: float | None = 60) -> grpc.Future[pb.RankTimelineResponse]:
+def rank(
+    channel: grpc.Channel, timeout: float | None = 60, request: pb.RankTimelineRequest = REQUEST
+) -> grpc.Future[pb.RankTimelineResponse]:
     """A call under way."""
     future: grpc.Future[pb.RankTimelineResponse] = ranking_pb2_grpc.TimelineRankingServiceStub(
         channel
-    ).RankTimeline.future(REQUEST, timeout=timeout)
+    ).RankTimeline.future(request, timeout=timeout)
     return future
 
 
-def code_of(call: grpc.Future[pb.RankTimelineResponse]) -> grpc.StatusCode:
+def code_of(call: grpc.Future[Any]) -> grpc.StatusCode:
     error = call.exception(timeout=60)
     assert isinstance(error, grpc.Call)
     return error.code()
@@ -179,3 +186,139 @@ def test_calls_that_outlast_the_grace_period_are_counted(
     scorer.release.set()
 
     assert "1 calls were cut off after 1 ms" in caplog.text
+
+
+# What a call takes on the slow server: 10 ms for each Tweet.
+SLOW = [(0, 0.0), (1_000, 10e9)]
+TWEETS = pb.RankTimelineRequest(viewer_id=1, candidates=toy.candidates([1.0] * 500))
+ALL_TWEETS = pb.RankTimelineRequest(viewer_id=1, candidates=toy.candidates([1.0] * 500), require_full_ranking=True)
+
+
+class FullGate(NamedTuple):
+    server: Server
+    channel: grpc.Channel
+    held: grpc.Future[pb.RankTimelineResponse]
+
+
+@pytest.fixture
+def full_gate(model: Model, scorer: HeldScorer, monkeypatch: pytest.MonkeyPatch) -> Iterator[FullGate]:
+    """A slow server of one processor, a channel to it, and a call of 5,000 Tweets in the scorer, for 50 s it seems."""
+    monkeypatch.setattr("service.server.cpus", lambda: 1)
+    scorer.cost_points = SLOW
+    server = start("--threads", "8")
+    serve(server, replace(model, scorer=scorer))
+    with grpc.insecure_channel(server.grpc_address) as channel:
+        held = rank(channel, 600, pb.RankTimelineRequest(viewer_id=1, candidates=toy.candidates([1.0] * 5_000)))
+        assert scorer.arrived.acquire(timeout=60)
+        yield FullGate(server, channel, held)
+        scorer.release.set()
+        server.drain()
+
+
+def count(server: Server, name: str, **labels: str) -> float | None:
+    return server.metrics.registry.get_sample_value(name, labels)
+
+
+def ask_until(channel: grpc.Channel, happened: Callable[[], bool]) -> None:
+    """Asks for the server's health until something that the server does by itself has happened."""
+    for _ in range(10_000):
+        if happened():
+            return
+        check_health(channel)
+    pytest.fail("it did not happen")
+
+
+def test_recovery_after_a_full_gate(full_gate: FullGate, scorer: HeldScorer) -> None:
+    """A call that can wait gets all its Tweets scored when the gate is free, and so does the next one."""
+    server, channel, held = full_gate
+    waiting = rank(channel, 600, ALL_TWEETS)
+    ask_until(channel, lambda: count(server, "timeline_queue_rows") == 5_500)
+    assert not waiting.done()
+
+    scorer.release.set()
+    for call, rows in ((held, 5_000), (waiting, 500), (rank(channel, 600, ALL_TWEETS), 500)):
+        response = call.result(timeout=60)
+        assert response.degradation == pb.DEGRADATION_NONE
+        assert len(response.ranked.tweet_ids) + len(response.remainder.tweet_ids) == rows
+    ask_until(channel, lambda: count(server, "timeline_queue_rows") == 0)
+
+
+def test_newest_first_when_the_queue_is_too_long(full_gate: FullGate, scorer: HeldScorer) -> None:
+    """The answer comes at once, while the scorer is held, and says what it is; it is counted."""
+    server, channel, _ = full_gate
+
+    response = rank(channel, 40, TWEETS).result(timeout=30)
+
+    assert response.degradation == pb.DEGRADATION_REVERSE_CHRONOLOGICAL
+    assert list(response.remainder.tweet_ids) == list(range(500, 0, -1))
+    assert all(math.isnan(score) for score in response.remainder.scores)
+    assert scorer.runs == 1
+    assert count(server, "timeline_degraded_total", degradation="reverse_chronological") == 1
+
+
+def test_the_newest_scored_when_the_queue_takes_most_of_the_time(full_gate: FullGate, scorer: HeldScorer) -> None:
+    """Of 53 s the queue takes 50; in three 300 Tweets can be scored, less what it took to get here."""
+    server, channel, _ = full_gate
+    call = rank(channel, 53, TWEETS)
+    ask_until(channel, lambda: (count(server, "timeline_queue_rows") or 0) > 5_000)
+    assert not call.done()
+
+    scorer.release.set()
+    response = call.result(timeout=60)
+
+    assert response.degradation == pb.DEGRADATION_PARTIAL
+    assert max(response.ranked.tweet_ids) == 500
+    rows = len(response.ranked.tweet_ids) + sum(not math.isnan(score) for score in response.remainder.scores)
+    assert 100 <= rows < 350  # gRPC rounds a deadline up by a few per mille on the wire
+    assert count(server, "timeline_degraded_total", degradation="partial") == 1
+
+
+def score_tweets(channel: grpc.Channel, timeout: float) -> grpc.Future[pb.ScoreTweetsResponse]:
+    future: grpc.Future[pb.ScoreTweetsResponse] = ranking_pb2_grpc.TimelineRankingServiceStub(
+        channel
+    ).ScoreTweets.future(pb.ScoreTweetsRequest(viewer_id=1, candidates=TWEETS.candidates), timeout=timeout)
+    return future
+
+
+def test_all_or_nothing_is_refused_when_the_queue_is_too_long(full_gate: FullGate, scorer: HeldScorer) -> None:
+    """At once, with the time to come back after: when the 5,000 Tweets are through."""
+    server, channel, _ = full_gate
+    for call in (rank(channel, 52, ALL_TWEETS), score_tweets(channel, 52)):
+        assert code_of(call) is grpc.StatusCode.RESOURCE_EXHAUSTED
+        error = call.exception(timeout=60)
+        assert isinstance(error, grpc.Call)
+        status = rpc_status.from_call(error)
+        assert status is not None
+        info = error_details_pb2.RetryInfo()
+        assert status.details[0].Unpack(info)
+        assert info.retry_delay.ToMilliseconds() == 50_000
+    assert count(server, "timeline_refused_total", reason="queue") == 2
+    assert scorer.runs == 1
+
+
+def test_all_or_nothing_is_refused_when_even_an_idle_server_could_not(full_gate: FullGate) -> None:
+    """By the server, long before the deadline: 500 Tweets take 5 s."""
+    server, channel, _ = full_gate
+    error = rank(channel, 4, ALL_TWEETS).exception(timeout=60)
+
+    assert isinstance(error, grpc.Call)
+    assert (error.code(), error.details()) == (
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        "the time left is too short to score 500 Tweets",
+    )
+    assert count(server, "timeline_refused_total", reason="deadline") == 1
+
+
+def test_a_caller_that_gives_up_leaves_the_queue(full_gate: FullGate, scorer: HeldScorer) -> None:
+    """Its Tweets are never scored, and it is counted."""
+    server, channel, _ = full_gate
+    call = rank(channel, 600, TWEETS)
+    ask_until(channel, lambda: count(server, "timeline_queue_rows") == 5_500)
+
+    call.cancel()
+
+    ask_until(channel, lambda: count(server, "timeline_queue_rows") == 5_000)
+    ask_until(channel, lambda: count(server, "timeline_refused_total", reason="cancelled") == 1)
+    scorer.release.set()
+    assert rank(channel, 600, TWEETS).result(timeout=60).degradation == pb.DEGRADATION_NONE
+    assert scorer.runs == 2

@@ -40,9 +40,10 @@ RANKING = Ranking(1, "r", 0, {"e": "b"}, TIMELINE, None)
 
 
 def answer(ranking: Ranking | None = RANKING) -> Answer:
-    """Two Tweets, three heads, 3 ms in the model."""
+    """Three Tweets, two of them scored, three heads, 3 ms in the model."""
     probabilities = np.array([[0.5, 0.25, 0], [0.3, 0.1, 0]], np.float32)
-    return Answer(b"", {"decode": 150_000, "score": 3_000_000}, toy.SCHEMA.head_names, probabilities, COUNTS, ranking)
+    stages_ns = {"decode": 150_000, "score": 3_000_000}
+    return Answer(b"", stages_ns, toy.SCHEMA.head_names, 3, probabilities, COUNTS, ranking)
 
 
 def test_every_series_is_there_from_the_start(toy_bundle: Path) -> None:
@@ -61,6 +62,11 @@ def test_every_series_is_there_from_the_start(toy_bundle: Path) -> None:
     for group in ("viewer", "author", "tweet"):
         for state in ("present", "absent", "unknown"):
             assert value(metrics, "timeline_features_total", group=group, state=state) == 0
+    for reason in ("deadline", "queue", "cancelled"):
+        assert value(metrics, "timeline_refused_total", reason=reason) == 0
+    for degradation in ("partial", "reverse_chronological"):
+        assert value(metrics, "timeline_degraded_total", degradation=degradation) == 0
+    assert value(metrics, "timeline_queue_rows") == 0
     for head in ("like", "reply", "negative"):
         assert value(metrics, "timeline_probability_count", head=head) == 0
     for arm in ("a", "b"):
@@ -109,7 +115,7 @@ def test_an_answer_is_counted(toy_bundle: Path) -> None:
     assert value(metrics, "timeline_stage_duration_seconds_sum", stage="score") == 0.003
     assert value(metrics, "timeline_stage_duration_seconds_bucket", stage="decode", le="0.0001") == 0
     assert value(metrics, "timeline_stage_duration_seconds_bucket", stage="decode", le="0.0002") == 1
-    assert value(metrics, "timeline_candidates_sum") == 2
+    assert value(metrics, "timeline_candidates_sum") == 3
     assert value(metrics, "timeline_icymi_total", decision="shown") == 1
     assert [value(metrics, "timeline_arm_total", experiment="e", arm=arm) for arm in ("a", "b")] == [0, 1]
     found = {
@@ -133,6 +139,17 @@ def test_an_answer_without_a_timeline(toy_bundle: Path) -> None:
     assert value(metrics, "timeline_icymi_total", decision="shown") == 0
     assert value(metrics, "timeline_arm_total", experiment="e", arm="b") == 0
     assert value(metrics, "timeline_candidates_count") == 1
+
+
+def test_a_degraded_timeline_is_counted(toy_bundle: Path) -> None:
+    """By how much of it was scored."""
+    metrics = Metrics("a.B", [], [("e", "b")])
+    metrics.serve([load_model(toy_bundle, threads=1)])
+    metrics.observe(answer())
+    metrics.observe(answer(replace(RANKING, timeline=replace(TIMELINE, degradation=pb.DEGRADATION_PARTIAL))))
+
+    assert value(metrics, "timeline_degraded_total", degradation="partial") == 1
+    assert value(metrics, "timeline_degraded_total", degradation="reverse_chronological") == 0
 
 
 edges = st.sampled_from([2.0**-k for k in range(20)] + [math.nextafter(2.0**-k, 1) for k in range(20)] + [0.0])

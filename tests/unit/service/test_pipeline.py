@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from service import pipeline
+from service.admission import Admission
 from service.decode import Decoder
 from service.errors import DeadlinePassed, InvalidRequest, UnknownModel
 from service.experiments import Arm, Experiment, Experiments
@@ -43,13 +44,26 @@ def serving(model: Model) -> Serving:
 
 
 def call(deadline_ns: float = math.inf) -> Call:
-    """A call that arrives at 1,000 us by a clock that goes on by 10 us whenever it is looked at."""
+    """A call that arrives at 990 us by a clock that goes on by 10 us whenever it is looked at.
+
+    It asks for its turn at 1,030 us, and takes 1 ms and 1 us for each Tweet.
+    """
     ticks = itertools.count(1_000_000, 10_000)
-    return Call(NOW_MS, lambda: next(ticks), arrived_ns=990_000, deadline_ns=deadline_ns, make_id=lambda: "made")
+    return Call(
+        NOW_MS,
+        lambda: next(ticks),
+        arrived_ns=990_000,
+        deadline_ns=deadline_ns,
+        admission=Admission(1_000, ((0, 1_000_000), (1_000, 2_000_000)), lambda: 1_030_000),
+        on_end=lambda _: True,
+        make_id=lambda: "made",
+    )
 
 
-def rank(request: pb.RankTimelineRequest, serving: Serving) -> tuple[Answer, pb.RankTimelineResponse]:
-    answer = pipeline.rank_timeline(request.SerializeToString(), serving, DECODER, call())
+def rank(
+    request: pb.RankTimelineRequest, serving: Serving, deadline_ns: float = math.inf
+) -> tuple[Answer, pb.RankTimelineResponse]:
+    answer = pipeline.rank_timeline(request.SerializeToString(), serving, DECODER, call(deadline_ns))
     return answer, pb.RankTimelineResponse.FromString(answer.body)
 
 
@@ -98,7 +112,7 @@ def test_timings_add_up(serving: Serving) -> None:
     answer, response = rank(request(), serving)
 
     assert response.timings == pb.Timings(
-        queue_us=10, decode_us=10, align_us=10, score_us=20, combine_us=10, build_us=10
+        queue_us=20, decode_us=10, align_us=10, score_us=10, combine_us=10, build_us=10
     )
     assert answer.stages_ns["encode"] == 10_000
     assert set(answer.stages_ns) == set(pipeline.STAGES)
@@ -263,9 +277,77 @@ def test_unknown_model(serving: Serving) -> None:
 
 
 def test_what_nobody_waits_for_is_not_scored(serving: Serving) -> None:
-    """The clock stands at 1,030 us when it comes to scoring."""
-    body = request().SerializeToString()
+    """At its deadline a call is refused, whatever it wants; all or nothing, as long as the Tweets would not make it."""
+    full = request()
+    full.require_full_ranking = True
+    scores = pb.ScoreTweetsRequest(viewer_id=5, candidates=request().candidates).SerializeToString()
 
-    with pytest.raises(DeadlinePassed):
-        pipeline.rank_timeline(body, serving, DECODER, call(deadline_ns=1_030_000))
-    assert pipeline.rank_timeline(body, serving, DECODER, call(deadline_ns=1_030_001))
+    with pytest.raises(DeadlinePassed, match="passed"):
+        rank(request(), serving, 1_030_000)
+    with pytest.raises(DeadlinePassed, match="too short to score 4 Tweets"):
+        rank(full, serving, 2_033_999)
+    with pytest.raises(DeadlinePassed, match="too short to score 4 Tweets"):
+        pipeline.score_tweets(scores, serving, DECODER, call(2_033_999))
+    assert rank(full, serving, 2_034_001)[1].degradation == pb.DEGRADATION_NONE
+    assert pipeline.score_tweets(scores, serving, DECODER, call(2_034_001)).rows == 4
+
+
+def many(count: int) -> pb.RankTimelineRequest:
+    """Tweets 1, 2, ... of which the second half is older than the first; likes grow with the id."""
+    half = count // 2
+    created_at_ms = [1_000 + (i if i >= half else 10_000 - i) for i in range(count)]
+    return pb.RankTimelineRequest(
+        viewer_id=5,
+        last_visit_ms=NOW_MS - 24 * HOUR_MS,
+        explain=True,
+        candidates=toy.candidates(list(range(count)), created_at_ms=created_at_ms),
+    )
+
+
+def test_the_newest_are_scored_where_there_is_no_time_for_all(serving: Serving) -> None:
+    """120 of 200 Tweets fit: the newest are 1 to 100 and then 200 to 181; the best of those are 200 and 199, 198."""
+    answer, response = rank(many(200), serving, 1_030_000 + 1_120_001)
+
+    assert response.degradation == pb.DEGRADATION_PARTIAL
+    assert response.icymi_decision == pb.ICYMI_DECISION_DEGRADED
+    assert not response.icymi.tweet_ids
+    assert list(response.ranked.tweet_ids) == [200, 199]
+    assert list(response.remainder.tweet_ids) == [*range(1, 101), *range(198, 100, -1)]
+    scored = [id_ <= 100 or id_ > 180 for id_ in response.remainder.tweet_ids]
+    np.testing.assert_array_equal(~np.isnan(response.remainder.scores), scored)
+    np.testing.assert_array_equal(~np.isnan(response.remainder.probabilities), np.repeat(scored, 3))
+    # Author's strength 1: 0.2 for like and 0.02 for reply; 0.001 x (likes + 1); half of it all.
+    np.testing.assert_allclose(response.ranked.scores, [0.5 * (0.4 + 0.04), 0.5 * (0.399 + 0.04)], rtol=1e-5)
+    np.testing.assert_allclose(response.explanation.raw_probabilities, [0.4, 0.02, 0, 0.399, 0.02, 0], rtol=1e-5)
+    assert (answer.rows, answer.probabilities.shape) == (200, (120, 3))
+    assert not np.isnan(answer.probabilities).any()
+
+
+def test_newest_first_where_there_is_no_time_for_any(serving: Serving) -> None:
+    """All in the remainder, not scored; still nothing but the gates before it says why there is no ICYMI."""
+    answer, response = rank(many(200), serving, 1_030_000 + 1_099_000)
+
+    assert response.degradation == pb.DEGRADATION_REVERSE_CHRONOLOGICAL
+    assert response.icymi_decision == pb.ICYMI_DECISION_DEGRADED
+    assert not response.icymi.tweet_ids
+    assert not response.ranked.tweet_ids
+    assert list(response.remainder.tweet_ids) == [*range(1, 101), *range(200, 100, -1)]
+    assert np.isnan(response.remainder.scores).all()
+    assert np.isnan(response.remainder.probabilities).all()
+    assert len(response.remainder.probabilities) == 600
+    assert response.explanation == pb.Explanation()
+    assert response.features.tweets == pb.FeatureCounts.Columns(present=1, absent=3)
+    assert (answer.rows, answer.probabilities.shape) == (200, (0, 3))
+    first_visit = many(200)
+    first_visit.last_visit_ms = 0
+    assert rank(first_visit, serving, 1_031_000)[1].icymi_decision == pb.ICYMI_DECISION_FIRST_VISIT
+
+
+def test_only_whole_rankings_explore(model: Model) -> None:
+    """The viewer's arm would swap a Tweet in every timeline."""
+    serving = Serving({"stable": model}, Experiments((ALL_IN_ONE,), POLICY))
+    answer, response = rank(many(200), serving, 1_030_000 + 1_120_001)
+
+    assert list(response.ranked.tweet_ids) == [200]
+    assert answer.ranking is not None
+    assert answer.ranking.inclusion_probabilities is None

@@ -70,7 +70,10 @@ def test_agrees_with_the_slow_way() -> None:
 
 def test_warm_up_of_a_sound_model() -> None:
     """It says nothing."""
-    scorer().warm_up()
+    sound = scorer()
+    sound.warm_up()
+    assert [rows for rows, _ in sound.cost_points] == [1, 100, 500, 1_500]
+    assert all(ns > 0 for _, ns in sound.cost_points)
 
 
 def test_graph_that_gives_nan() -> None:

@@ -59,8 +59,43 @@ def build(
     )
 
 
+def build_partly(candidates: Candidates, relevance: Sequence[float], **values: Any) -> Timeline:
+    """Where the relevance is NaN, the Tweet was not scored."""
+    relevances = np.array(relevance, np.float32)
+    return timeline.build(
+        candidates, relevances, lambda: relevances, DAY_AGO_MS, NOW_MS, policy(**values), pb.DEGRADATION_PARTIAL
+    )
+
+
 def sections(built: Timeline) -> tuple[list[int], list[int], list[int]]:
     return built.icymi.tolist(), built.ranked.tolist(), built.remainder.tolist()
+
+
+def test_what_is_not_scored_is_in_the_remainder() -> None:
+    """Below the worst that is: the ranked section may stay short, and there is no ICYMI module."""
+    nan = float("nan")
+    built = build_partly(tweets([10, 20, 30, 40, 50, 60, 70]), [nan, nan, 0.1, -0.5, nan, 0.9, 0.4])
+    assert sections(built) == ([], [6, 5, 2], [4, 3, 1, 0])
+    assert (built.decision, built.degradation) == (pb.ICYMI_DECISION_DEGRADED, pb.DEGRADATION_PARTIAL)
+    assert np.isnan(built.scores).tolist() == [True, True, False, False, True, False, False]
+
+    short = build_partly(tweets([10, 20, 30, 40, 50]), [nan, 0.2, nan, 0.2, nan])  # with a tie
+    assert sections(short) == ([], [3, 1], [4, 2, 0])
+    few = build_partly(tweets([10, 20]), [nan, 0.2])
+    assert few.decision == pb.ICYMI_DECISION_TOO_FEW_CANDIDATES
+
+
+def test_what_is_not_scored_takes_no_authors_place() -> None:
+    """One author: the second best of the scored gets the second factor, 0.5, whoever else there is."""
+    nan = float("nan")
+    built = build_partly(
+        tweets([10, 20, 30, 40], authors=[0, 0, 0, 0]),
+        [nan, 0.8, nan, 0.4],
+        author_diversity=True,
+        author_diversity_decay=0.5,
+        author_diversity_floor=0.0,
+    )
+    np.testing.assert_array_equal(built.scores, np.array([nan, 0.8, nan, 0.2], np.float32))
 
 
 def test_three_sections() -> None:
