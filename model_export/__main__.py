@@ -11,6 +11,7 @@ from collections.abc import Sequence
 COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("model_export.run_command", "carry out a training plan, print the path of its bundle"),
     "baselines": ("model_export.baselines_command", "hold a plan's net against logistic regression and trees"),
+    "compare": ("model_export.compare_command", "show two runs side by side: their plans and their figures"),
     "report": ("model_export.report_command", "draw a run as one HTML page, print its path"),
     "sample-request": ("model_export.sample_request", "print a request to try a server with"),
     "evaluate": ("model_export.evaluate_command", "say how good a bundle's probabilities are on a world of its own"),
