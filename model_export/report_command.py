@@ -139,4 +139,4 @@ def _cost(finished: FinishedRun, bundle: Bundle) -> str:
     rows = [[escape(name), f"{size / 1e6:.2f} MB"] for name, size in sizes.items()]
     rows.append(["the whole bundle", f"{sum(sizes.values()) / 1e6:.2f} MB"])
     rows.append([f"training, {len(history)} epochs", f"{seconds:,.0f} s"])
-    return f"<h2>What does it cost?</h2>{page.table(['', ''], rows)}"
+    return f"<h2>What does it cost?</h2>{page.table(['part', 'size or time'], rows)}"

@@ -107,27 +107,39 @@ def _quality_bar(head: str, figures: Mapping[str, float]) -> str:
 
 
 def baselines(document: Mapping[str, Any] | None) -> str:
-    """RCE and costs of the models that it was held against; says how to get them where there are none."""
+    """RCE, PR-AUC and costs of the models that it was held against; says how to get them where there are none."""
     title = "<h2>Against what it replaces</h2>"
     if document is None:
         return f'{title}<p class="note">Not measured for this run: <code>timeline-trainer baselines</code> does.</p>'
     models = {name: model for name, model in document["models"].items() if model["heads"]}
     heads = list(next(iter(models.values()))["heads"])
-    rows = [
-        [
-            escape(name),
-            *(figure(model["heads"][head]["rce"], ".2f") for head in heads),
-            f"{model['ms_per_500']:.2f}",
-            f"{model['size_bytes'] / 1e6:.2f}",
-            f"{model['train_s']:.0f}",
-        ]
+    costs = [
+        [escape(name), f"{model['ms_per_500']:.2f}", f"{model['size_bytes'] / 1e6:.2f}", f"{model['train_s']:.0f}"]
         for name, model in models.items()
     ]
     return f"""{title}
-<p>RCE in percent of each engagement on the same days, after the same calibration; time to score 500 Tweets on one
-thread, size, and time to train. The baselines learned from {document["train_rows"]:,} examples, the net from
-{document["net_train_rows"]:,}.</p>
-{table(["model", *heads, "ms per 500", "MB", "training s"], rows)}"""
+<p>Older algorithms on the same days, after the same calibration. A word beside a figure says how that model stands to
+the net once chance is allowed for (95 %, by viewer). The baselines learned from {document["train_rows"]:,} examples,
+the net from {document["net_train_rows"]:,}.</p>
+<h3>RCE in percent</h3>
+{table(["model", *heads], _beside_the_net(models, "rce", ".2f"))}
+<h3>PR-AUC</h3>
+{table(["model", *heads], _beside_the_net(models, "pr_auc", ".4f"))}
+<h3>Cost</h3>
+{table(["model", "ms to score 500 Tweets on one thread", "MB", "seconds to train"], costs)}"""
+
+
+def _beside_the_net(models: Mapping[str, Any], name: str, form: str) -> list[list[str]]:
+    """A row per model: one figure of each head, with its verdict where there is one."""
+    rows = []
+    for model, document in models.items():
+        cells = []
+        for entry in document["heads"].values():
+            difference = entry.get(f"{name}_difference")
+            verdict = f'<small class="note"> {escape(difference["verdict"])}</small>' if difference else ""
+            cells.append(figure(entry[name], form) + verdict)
+        rows.append([escape(model), *cells])
+    return rows
 
 
 def calibration(heads: Sequence[str], observed: Observed) -> str:

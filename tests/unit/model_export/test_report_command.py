@@ -58,7 +58,8 @@ def test_a_run_becomes_one_page(
     for figures in metrics.values():
         assert f"<td>{figures['rce']:.2f}</td>" in text
         assert f"<td>{figures['reachable_pr_auc']:.4f}</td>" in text
-    assert "<td>12.34</td>" in text
+    assert '<td>12.34<small class="note"> behind</small></td>' in text
+    assert "<td>0.1234</td>" in text
     assert "56.78" not in text
     # Two diagrams of 20 bins for each of two heads, a zero being a triangle.
     assert text.count("<circle") + text.count('class="zero"') == 2 * 20 * 2
@@ -68,7 +69,8 @@ def test_a_run_becomes_one_page(
 def _put_baselines(artifact: Path, inputs: dict[str, str], rce: float) -> None:
     artifact.mkdir()
     (artifact / "artifact.json").write_text(json.dumps({"inputs": inputs}))
-    heads = {"like": {"rce": rce}, "reply": {"rce": 1.0}}
+    behind = {"value": -1.0, "low": -2.0, "high": -0.5, "verdict": "behind"}
+    heads = {"like": {"rce": rce, "pr_auc": 0.1234, "rce_difference": behind}, "reply": {"rce": 1.0, "pr_auc": 0.5}}
     model = {"heads": heads, "ms_per_500": 1.0, "size_bytes": 1, "train_s": 1.0}
     document = {"models": {"logistic": model}, "train_rows": 1, "net_train_rows": 2}
     (artifact / "baselines.json").write_text(json.dumps(document))

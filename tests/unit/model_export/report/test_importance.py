@@ -7,24 +7,22 @@ from collections.abc import Callable
 import numpy as np
 
 from model_export.datasets.records import Impressions, RecordSet
-from model_export.finished_run import FinishedRun
 from model_export.report.importance import draw, importance, permuted
 from model_export.score import open_graph, same_viewer
-from model_export.steps.verify import BUNDLE
+from service.bundle import Bundle
 from service.schema import Schema
 
 
-def test_what_the_signal_is_made_of_matters_most(finished: FinishedRun, small_schema: Schema) -> None:
+def test_what_the_signal_is_made_of_matters_most(records: RecordSet, bundle: Bundle) -> None:
     """Likes follow author.strength, replies the Tweet's vector; a feature that is never there loses exactly nothing."""
-    records = RecordSet.open(finished.artifact("data"))
-    graph = open_graph((finished.artifact("verify") / BUNDLE / "model.onnx").read_bytes())
+    graph = open_graph(bundle.model)
     few = draw(records, records.days[-2:], 10_000)
 
-    groups, features = importance(graph, small_schema, few)
+    groups, features = importance(graph, bundle.schema, few)
 
     assert len(few) == 3_000
     assert list(groups) == ["viewer", "author", "tweet"]
-    assert list(features) == [f"{feature.group}.{feature.name}" for feature in small_schema.features]
+    assert list(features) == [f"{feature.group}.{feature.name}" for feature in bundle.schema.features]
     assert max(features, key=lambda name: features[name][0]) == "author.strength"
     assert max(groups, key=lambda name: groups[name][0]) == "author"
     assert (features["author.never"] == 0).all()

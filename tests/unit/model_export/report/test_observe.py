@@ -11,29 +11,24 @@ import pytest
 
 from model_export.datasets.records import Impressions, RecordSet
 from model_export.evaluate import reliability
-from model_export.finished_run import FinishedRun
 from model_export.report.observe import HISTOGRAM_EDGES, histograms, observe, session_uniform
 from model_export.score import open_graph
-from model_export.steps.verify import BUNDLE
+from service.bundle import Bundle
 
 
-def test_reliability_of_a_run_is_that_of_its_graph_row_by_row(finished: FinishedRun) -> None:
+def test_reliability_of_a_run_is_that_of_its_graph_row_by_row(records: RecordSet, bundle: Bundle) -> None:
     """Both diagrams equal plain Python means over bins, from a run of the shipped graph for each single impression."""
-    model = (finished.artifact("verify") / BUNDLE / "model.onnx").read_bytes()
-    records = RecordSet.open(finished.artifact("data"))
     days = records.days[-2:]
-    observed = observe(open_graph(model), records, days, rows=10_000)
+    observed = observe(open_graph(bundle.model), records, days, rows=10_000)
 
-    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(bundle.model, providers=["CPUExecutionProvider"])
     answers = []
     for batch in records.batches(days):
         for i in range(len(batch)):
             feeds = {"viewer": "viewer", "author": "authors", "tweet": "tweets"}
             rows = {name: batch.tables[group][i : i + 1] for group, name in feeds.items()}  # type: ignore[index]  # groups
             answers.append(session.run(["raw_probabilities", "probabilities"], {**rows, "author_index": np.array([0])}))
-    truth = np.concatenate(
-        [pq.read_table(finished.artifact("data") / f"day={day:03d}.parquet")["reachable.reply"] for day in days]
-    )
+    truth = np.concatenate([pq.read_table(records.root / f"day={day:03d}.parquet")["reachable.reply"] for day in days])
     assert observed.simulated
     assert len(answers) == len(observed.truth) == len(truth) == 3_000
     for said, which in ((observed.raw, 0), (observed.calibrated, 1)):
@@ -60,10 +55,9 @@ def test_a_session_is_drawn_whole(make_impressions: Callable[[int, int], Impress
     assert ((numbers >= 0) & (numbers < 1)).all()
 
 
-def test_a_part_of_the_sessions_is_observed(finished: FinishedRun) -> None:
+def test_a_part_of_the_sessions_is_observed(records: RecordSet, bundle: Bundle) -> None:
     """About as many impressions as were asked for; none is an error."""
-    graph = open_graph((finished.artifact("verify") / BUNDLE / "model.onnx").read_bytes())
-    records = RecordSet.open(finished.artifact("data"))
+    graph = open_graph(bundle.model)
 
     assert 400 < len(observe(graph, records, records.days, rows=500).truth) < 600
     with pytest.raises(ValueError, match="no session was drawn"):
