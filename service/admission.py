@@ -167,6 +167,12 @@ class Admission:
         """Rows that are worked on or wait for it."""
         return self._running_rows + self._waiting_rows
 
+    @property
+    def retry_after_ms(self) -> int:
+        """When the calls that are here now should be through."""
+        with self._lock:
+            return _retry_after_ms(self._wait_ns())
+
     def start(self, points: Sequence[tuple[int, float]]) -> None:
         """Begins to learn the cost anew: another model serves."""
         with self._lock:
@@ -289,4 +295,8 @@ class Admission:
 
 
 def _overloaded(wait_ns: float) -> Overloaded:
-    return Overloaded("the calls ahead leave no time for this one", max(RETRY_AFTER_MS_MIN, round(wait_ns / 1e6)))
+    return Overloaded("the calls ahead leave no time for this one", _retry_after_ms(wait_ns))
+
+
+def _retry_after_ms(wait_ns: float) -> int:
+    return max(RETRY_AFTER_MS_MIN, round(wait_ns / 1e6))

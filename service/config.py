@@ -38,7 +38,7 @@ class Config:
         host: Address to listen on.
         grpc_port: 0: any free one.
         metrics_port: 0: any free one.
-        threads: Calls worked on at a time; further ones wait.
+        threads: Calls that are worked on or wait for their turn at a time; further ones are refused.
         intra_op_threads: Threads that one run of the model may use.
         drain_ms: How long the server goes on, not serving by its own word, before it stops taking calls: callers
             need that long to notice.
@@ -124,7 +124,7 @@ def _flags() -> tuple[_Flag, ...]:
         _Flag("host", str, "0.0.0.0", "address to listen on"),  # noqa: S104 - a server in a container must
         _Flag("grpc_port", int, 8001, "0: any free one"),
         _Flag("metrics_port", int, 8002, "0: any free one"),
-        _Flag("threads", int, 2 * available + 6, "calls worked on at a time"),
+        _Flag("threads", int, 4 * available + 8, "calls worked on or waiting at a time; further ones are refused"),
         _Flag("intra_op_threads", int, available, "threads that one run of the model may use"),
         _Flag("drain_ms", int, 5_000, "milliseconds between 'not serving' and the stop"),
         _Flag("grace_ms", int, 10_000, "milliseconds for calls under way to end"),

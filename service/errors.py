@@ -42,6 +42,10 @@ class Overloaded(Exception):  # noqa: N818
         self.retry_after_ms = retry_after_ms
 
 
+class TooManyCalls(Overloaded):
+    """The server works on as many calls as it takes; this one was not even read."""
+
+
 class Cancelled(Exception):  # noqa: N818
     """The caller gave up."""
 
@@ -56,6 +60,7 @@ STATUS_CODES: dict[type[Exception], grpc.StatusCode] = {
     UnknownModel: grpc.StatusCode.NOT_FOUND,
     DeadlinePassed: grpc.StatusCode.DEADLINE_EXCEEDED,
     Overloaded: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    TooManyCalls: grpc.StatusCode.RESOURCE_EXHAUSTED,
     Cancelled: grpc.StatusCode.CANCELLED,
     NotServing: grpc.StatusCode.UNAVAILABLE,
 }

@@ -18,7 +18,7 @@ HEALTH_THREADS = 2
 REFLECTION_THREADS = 2
 
 
-class _OnPool:
+class OnPool:
     """A handler that grpcio runs on `experimental_thread_pool` and not on the server's."""
 
     def __init__(self, behavior: Callable[[Any, grpc.ServicerContext], Any], pool: ThreadPoolExecutor) -> None:
@@ -26,6 +26,7 @@ class _OnPool:
         self.experimental_thread_pool = pool
 
     def __call__(self, request: Any, context: grpc.ServicerContext) -> Any:
+        """Runs the handler."""
         return self._behavior(request, context)
 
 
@@ -69,12 +70,12 @@ class Health:
         request, response = health_pb2.HealthCheckRequest, health_pb2.HealthCheckResponse
         methods = {
             "Check": grpc.unary_unary_rpc_method_handler(
-                _OnPool(self._servicer.Check, self._health_pool), request.FromString, response.SerializeToString
+                OnPool(self._servicer.Check, self._health_pool), request.FromString, response.SerializeToString
             ),
             "Watch": grpc.unary_stream_rpc_method_handler(self._watch, request.FromString, response.SerializeToString),
         }
         reflect = grpc.stream_stream_rpc_method_handler(
-            _OnPool(self._reflection.ServerReflectionInfo, self._reflection_pool),
+            OnPool(self._reflection.ServerReflectionInfo, self._reflection_pool),
             reflection_pb2.ServerReflectionRequest.FromString,
             reflection_pb2.ServerReflectionResponse.SerializeToString,
         )

@@ -16,7 +16,7 @@ from prometheus_client.core import HistogramMetricFamily
 from prometheus_client.registry import Collector
 
 from service.decode import Floats
-from service.errors import Cancelled, DeadlinePassed, Overloaded
+from service.errors import Cancelled, DeadlinePassed, Overloaded, TooManyCalls
 from service.generated.timelines.ranking.v1 import ranking_pb2 as pb
 from service.model import Model
 from service.pipeline import STAGES, Answer
@@ -26,7 +26,12 @@ SECONDS_BUCKETS = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05
 CANDIDATES_BUCKETS = (0, 1, 10, 30, 100, 200, 500, 1_000, 1_500, 2_000, 5_000)
 STATES = ("present", "absent", "unknown")
 # Why calls are turned away.
-REFUSALS: dict[type[Exception], str] = {DeadlinePassed: "deadline", Overloaded: "queue", Cancelled: "cancelled"}
+REFUSALS: dict[type[Exception], str] = {
+    DeadlinePassed: "deadline",
+    Overloaded: "queue",
+    TooManyCalls: "calls",
+    Cancelled: "cancelled",
+}
 LOAD_RESULTS = ("loaded", "refused")
 _DECISION_PREFIX = "ICYMI_DECISION_"
 _DEGRADATION_PREFIX = "DEGRADATION_"

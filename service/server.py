@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 import logging
+import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import grpc
 from grpc_status import rpc_status
@@ -20,9 +21,9 @@ from service.config import Config
 from service.cpus import cpus
 from service.decode import Decoder
 from service.encode import served_record
+from service.errors import Cancelled, InvalidRequest, TooManyCalls
 from service.generated.timelines.ranking.v1 import ranking_pb2 as pb
-from service.health import Health
-from service.limits import Limits
+from service.health import Health, OnPool
 from service.metrics import MethodMetrics, Metrics
 from service.model import LoadResult
 from service.pipeline import Answer, Call, Ranking
@@ -34,6 +35,7 @@ logger = logging.getLogger(__name__)
 
 SERVICE = pb.DESCRIPTOR.services_by_name["TimelineRankingService"]
 LOADS_MAX = 20
+REFUSING_THREADS = 2  # A refusal takes microseconds.
 # Two usual timelines side by side for every processor: while one is in Python, the other may be in the model.
 ROWS_RUNNING_PER_CPU = 1_000
 # Later than any real deadline: grpcio gives calls without one a time_remaining() of centuries.
@@ -63,7 +65,7 @@ class Server:
         self._log = None
         if config.served_log is not None:
             self._log = ServedLog(LogFiles(config.served_log), on_drop=self.metrics.served_log_dropped.inc)
-        self._ranking = _RankingHandler(config.limits, self.metrics, self._log, config.log_features)
+        self._ranking = _RankingHandler(config, self.metrics, self._log)
         self._pool = ThreadPoolExecutor(config.threads, "rank")
         limits = config.limits
         self._grpc = grpc.server(
@@ -142,6 +144,7 @@ class Server:
         # 4. Let go of threads and ports.
         self._pool.shutdown(wait=False)
         self._health.close()
+        self._ranking.close()
         self._http.shutdown()
         self._http.server_close()
         self._http_thread.join()
@@ -163,14 +166,14 @@ class _RankingHandler(grpc.GenericRpcHandler):
         admission: Gives calls their turn.
     """
 
-    def __init__(self, limits: Limits, metrics: Metrics, log: ServedLog | None, log_features: float) -> None:
+    def __init__(self, config: Config, metrics: Metrics, log: ServedLog | None) -> None:
         self.serving: Serving | None = None
         self.loads: Mapping[str, LoadResult] = {}
         self.admission = Admission(ROWS_RUNNING_PER_CPU * cpus())
         metrics.queue_rows.set_function(lambda: self.admission.rows)
         self._log = log
-        self._log_features = log_features
-        self._decoder = Decoder(limits)
+        self._log_features = config.log_features
+        self._decoder = Decoder(config.limits)
         self._metrics = metrics
         self._methods = {
             f"/{SERVICE.full_name}/{name}": _Method(run, metrics.methods[name])
@@ -178,6 +181,9 @@ class _RankingHandler(grpc.GenericRpcHandler):
         }
         # Calls that a thread works on. Adding to and discarding from a set are single steps under the GIL.
         self._running: set[grpc.ServicerContext] = set()
+        # A place for every thread: no call that is taken waits for one, so none grows old unseen.
+        self._places = threading.Semaphore(config.threads)
+        self._refusing_pool = ThreadPoolExecutor(REFUSING_THREADS, "refuse")
 
     @property
     def running(self) -> int:
@@ -185,17 +191,43 @@ class _RankingHandler(grpc.GenericRpcHandler):
         return len(self._running)
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any] | None:
-        """Called by grpcio as soon as a call's headers are there; the call itself may wait for a thread."""
+        """Called by grpcio as soon as a call's headers are there.
+
+        A handler of streams gets the call as it is, whether its body comes or not: so every place taken is given
+        back, and a refusal reads nothing. On the wire a stream of one message is what a unary call sends.
+        """
         method = self._methods.get(handler_call_details.method)
         if method is None:
             return None
-        return grpc.unary_unary_rpc_method_handler(functools.partial(self._answer, method, time.perf_counter_ns()))
+        arrived_ns = time.perf_counter_ns()
+        if self._places.acquire(blocking=False):
+            return grpc.stream_unary_rpc_method_handler(functools.partial(self._answer, method, arrived_ns))
+        refuse = functools.partial(self._refuse, method, arrived_ns)
+        return grpc.stream_unary_rpc_method_handler(OnPool(refuse, self._refusing_pool))
 
-    def _answer(self, method: _Method, arrived_ns: int, body: bytes, context: grpc.ServicerContext) -> bytes:
+    def close(self) -> None:
+        """Lets the threads end; the server has stopped."""
+        self._refusing_pool.shutdown(wait=False)
+
+    def _refuse(
+        self, method: _Method, arrived_ns: int, _bodies: Iterator[bytes], context: grpc.ServicerContext
+    ) -> NoReturn:
+        method.metrics.started.inc()
+        error = TooManyCalls("the server has all the calls that it can take", self.admission.retry_after_ms)
+        code = errors.status_code(error)
+        self._metrics.refused[TooManyCalls].inc()
+        method.metrics.handled[code].inc()
+        method.metrics.seconds.observe((time.perf_counter_ns() - arrived_ns) / 1e9)
+        context.abort_with_status(rpc_status.to_status(errors.status_proto(error)))
+
+    def _answer(
+        self, method: _Method, arrived_ns: int, bodies: Iterator[bytes], context: grpc.ServicerContext
+    ) -> bytes:
         self._running.add(context)
         method.metrics.started.inc()
         code = grpc.StatusCode.OK
         try:
+            body = _read(bodies)
             answer = self._run(method, arrived_ns, body, context)
             if isinstance(answer, bytes):
                 return answer
@@ -214,6 +246,7 @@ class _RankingHandler(grpc.GenericRpcHandler):
             method.metrics.handled[code].inc()
             method.metrics.seconds.observe((time.perf_counter_ns() - arrived_ns) / 1e9)
             self._running.discard(context)
+            self._places.release()
 
     def _run(self, method: _Method, arrived_ns: int, body: bytes, context: grpc.ServicerContext) -> Answer | bytes:
         serving = self.serving
@@ -244,6 +277,16 @@ class _RankingHandler(grpc.GenericRpcHandler):
             request=request if logs_features(ranking.request_id, self._log_features) else b"",
         )
         log.offer(record)
+
+
+def _read(bodies: Iterator[bytes]) -> bytes:
+    try:
+        return next(bodies)
+    except StopIteration:
+        # grpcio ends the stream like this too for a caller that is gone, and nobody reads the answer then.
+        raise InvalidRequest("", "the call has no body") from None
+    except grpc.RpcError:
+        raise Cancelled("the caller gave up") from None
 
 
 def _make_id() -> str:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import logging
 import math
+import queue
 import threading
+import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +34,8 @@ from service.serving import Serving
 from tests import toy
 
 THREADS = 2
+STARTED = "grpc_server_started_total"
+RANK = {"grpc_service": "timelines.ranking.v1.TimelineRankingService", "grpc_method": "RankTimeline"}
 REQUEST = pb.RankTimelineRequest(viewer_id=1, candidates=toy.candidates([1, 2]))
 
 
@@ -121,38 +126,86 @@ def code_of(call: grpc.Future[Any]) -> grpc.StatusCode:
     return error.code()
 
 
+def count(server: Server, name: str, **labels: str) -> float | None:
+    return server.metrics.registry.get_sample_value(name, labels)
+
+
+def ask_until(channel: grpc.Channel, happened: Callable[[], bool]) -> None:
+    """Asks for the server's health until something that the server does by itself has happened."""
+    for _ in range(10_000):
+        if happened():
+            return
+        check_health(channel)
+    pytest.fail("it did not happen")
+
+
 def test_not_ready_before_a_model_is_there(channel: grpc.Channel) -> None:
     """Health answers NOT_SERVING, everything else UNAVAILABLE."""
     assert check_health(channel) == health_pb2.HealthCheckResponse.NOT_SERVING
     assert code_of(rank(channel)) is grpc.StatusCode.UNAVAILABLE
 
 
-def test_probes_do_not_wait_for_timelines(channel: grpc.Channel, serving: HeldScorer) -> None:
-    """Every thread is held and calls queue up: health answers; released, all are answered, and the next one too."""
-    calls = [rank(channel) for _ in range(5 * THREADS)]
+def test_calls_beyond_the_threads_are_refused_at_once(
+    server: Server, channel: grpc.Channel, serving: HeldScorer
+) -> None:
+    """Of 40 calls every thread holds one; the others are told to come back, and probes and metrics are prompt."""
+    calls = [rank(channel) for _ in range(40)]
     for _ in range(THREADS):
         assert serving.arrived.acquire(timeout=60)
+    refused = list(itertools.islice(as_done(calls), 40 - THREADS))
 
+    for call in refused:
+        assert code_of(call) is grpc.StatusCode.RESOURCE_EXHAUSTED
+        error = call.exception(timeout=60)
+        assert isinstance(error, grpc.Call)
+        status = rpc_status.from_call(error)
+        assert status is not None
+        info = error_details_pb2.RetryInfo()
+        assert status.details[0].Unpack(info)
+        assert info.retry_delay.ToMilliseconds() >= 1
     assert check_health(channel) == health_pb2.HealthCheckResponse.SERVING
+    with urllib.request.urlopen(f"http://{server.metrics_address}/metrics", timeout=10) as page:
+        assert b'timeline_refused_total{reason="calls"} 38.0' in page.read()
     assert serving.runs == THREADS
 
     serving.release.set()
-    assert all(list(call.result(timeout=60).ranked.tweet_ids) == [2, 1] for call in calls)
+    answered = [call for call in calls if call not in refused]
+    assert all(list(call.result(timeout=60).ranked.tweet_ids) == [2, 1] for call in answered)
     assert rank(channel).result(timeout=60)
 
 
-def test_a_call_that_ran_out_of_time_in_the_queue_is_not_scored(channel: grpc.Channel, serving: HeldScorer) -> None:
-    """Its caller is told at its deadline; later its turn passes without work."""
-    held = [rank(channel) for _ in range(THREADS)]
-    for _ in range(THREADS):
-        assert serving.arrived.acquire(timeout=60)
+def as_done(calls: list[grpc.Future[pb.RankTimelineResponse]]) -> Iterator[grpc.Future[pb.RankTimelineResponse]]:
+    """The calls, as they end."""
+    done: queue.SimpleQueue[grpc.Future[pb.RankTimelineResponse]] = queue.SimpleQueue()
+    for call in calls:
+        call.add_done_callback(done.put)
+    for _ in calls:
+        yield done.get(timeout=60)
 
-    assert code_of(rank(channel, timeout=0.05)) is grpc.StatusCode.DEADLINE_EXCEEDED
 
+def test_calls_without_a_body(server: Server, channel: grpc.Channel, serving: HeldScorer) -> None:
+    """Those that come first hold a thread each until they give up, the next is refused unread; none holds a probe."""
     serving.release.set()
-    assert all(call.result(timeout=60) for call in held)
+    bodies = threading.Event()
+    send: grpc.StreamUnaryMultiCallable[bytes, bytes] = channel.stream_unary(
+        "/timelines.ranking.v1.TimelineRankingService/RankTimeline"
+    )
+
+    def no_body() -> Iterator[bytes]:
+        bodies.wait()
+        yield from ()
+
+    streams = [send.future(no_body(), timeout=60) for _ in range(THREADS)]
+    ask_until(channel, lambda: count(server, STARTED, **RANK) == THREADS)
+    unread = send.future(no_body(), timeout=60)
+    assert code_of(unread) is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert check_health(channel) == health_pb2.HealthCheckResponse.SERVING
+
+    streams[0].cancel()
+    ask_until(channel, lambda: rank(channel).exception(timeout=60) is None)
+    bodies.set()
+    assert code_of(streams[1]) is grpc.StatusCode.INVALID_ARGUMENT
     assert rank(channel).result(timeout=60)
-    assert serving.runs == THREADS + 1
 
 
 def test_our_own_failure_tells_nothing(
@@ -213,19 +266,6 @@ def full_gate(model: Model, scorer: HeldScorer, monkeypatch: pytest.MonkeyPatch)
         yield FullGate(server, channel, held)
         scorer.release.set()
         server.drain()
-
-
-def count(server: Server, name: str, **labels: str) -> float | None:
-    return server.metrics.registry.get_sample_value(name, labels)
-
-
-def ask_until(channel: grpc.Channel, happened: Callable[[], bool]) -> None:
-    """Asks for the server's health until something that the server does by itself has happened."""
-    for _ in range(10_000):
-        if happened():
-            return
-        check_health(channel)
-    pytest.fail("it did not happen")
 
 
 def test_recovery_after_a_full_gate(full_gate: FullGate, scorer: HeldScorer) -> None:

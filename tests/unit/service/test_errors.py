@@ -7,7 +7,7 @@ import pytest
 from google.rpc import error_details_pb2
 
 from service import errors
-from service.errors import Cancelled, DeadlinePassed, InvalidRequest, NotServing, Overloaded, UnknownModel
+from service.errors import Cancelled, DeadlinePassed, InvalidRequest, NotServing, Overloaded, TooManyCalls, UnknownModel
 
 
 @pytest.mark.parametrize(
@@ -18,6 +18,7 @@ from service.errors import Cancelled, DeadlinePassed, InvalidRequest, NotServing
         (UnknownModel("no model 'x'"), grpc.StatusCode.NOT_FOUND, "no model 'x'"),
         (DeadlinePassed("too late"), grpc.StatusCode.DEADLINE_EXCEEDED, "too late"),
         (Overloaded("too many", 1), grpc.StatusCode.RESOURCE_EXHAUSTED, "too many"),
+        (TooManyCalls("too many", 1), grpc.StatusCode.RESOURCE_EXHAUSTED, "too many"),
         (Cancelled("gone"), grpc.StatusCode.CANCELLED, "gone"),
         (NotServing("starting"), grpc.StatusCode.UNAVAILABLE, "starting"),
         (ValueError("/etc/secret"), grpc.StatusCode.INTERNAL, errors.INTERNAL_TEXT),

@@ -62,7 +62,7 @@ def test_every_series_is_there_from_the_start(toy_bundle: Path) -> None:
     for group in ("viewer", "author", "tweet"):
         for state in ("present", "absent", "unknown"):
             assert value(metrics, "timeline_features_total", group=group, state=state) == 0
-    for reason in ("deadline", "queue", "cancelled"):
+    for reason in ("deadline", "queue", "calls", "cancelled"):
         assert value(metrics, "timeline_refused_total", reason=reason) == 0
     for degradation in ("partial", "reverse_chronological"):
         assert value(metrics, "timeline_degraded_total", degradation=degradation) == 0
