@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import shutil
 import sys
-import threading
 import time
 from pathlib import Path
 from typing import cast
@@ -14,6 +14,7 @@ from typing import cast
 import grpc
 from google.protobuf import json_format
 from google.rpc import error_details_pb2
+from grpc_health.v1 import health
 from grpc_status import rpc_status
 
 from service.generated.timelines.ranking.v1 import ranking_pb2 as pb
@@ -23,6 +24,8 @@ from service.render_text import render_text
 from service.timeline_view import timeline_view
 
 RANKED, REFUSED, USAGE = 0, 1, 2
+
+HEALTH_CHECK = f"/{health.SERVICE_NAME}/Check"
 
 # Where the output is no terminal, wide enough for six heads.
 _WIDTH_WITHOUT_TERMINAL = 110
@@ -98,16 +101,11 @@ def refusal(call: grpc.Call) -> str:
 
 def _call(target: str, request: pb.RankTimelineRequest, timeout_s: float) -> tuple[pb.RankTimelineResponse, int]:
     """The answer, and the microseconds that it took on a connection that stood; raises grpc.RpcError."""
-    settled = threading.Event()
-
-    def on_change(state: grpc.ChannelConnectivity) -> None:
-        if state in (grpc.ChannelConnectivity.READY, grpc.ChannelConnectivity.TRANSIENT_FAILURE):
-            settled.set()
-
     with grpc.insecure_channel(target) as channel:
+        # Any first call makes the connection. Watching the channel for it instead races with closing the channel.
+        with contextlib.suppress(grpc.RpcError):  # without a connection the second call says why
+            channel.unary_unary(HEALTH_CHECK)(b"", timeout=timeout_s)
         stub = ranking_pb2_grpc.TimelineRankingServiceStub(channel)
-        channel.subscribe(on_change, try_to_connect=True)
-        settled.wait(timeout_s)  # without a connection the call says why
         started_ns = time.perf_counter_ns()
         response = stub.RankTimeline(request, timeout=timeout_s)
         return response, (time.perf_counter_ns() - started_ns) // 1000
