@@ -14,7 +14,7 @@ from typing import cast
 import grpc
 from google.protobuf import json_format
 from google.rpc import error_details_pb2
-from grpc_health.v1 import health
+from grpc_health.v1 import health, health_pb2
 from grpc_status import rpc_status
 
 from service.generated.timelines.ranking.v1 import ranking_pb2 as pb
@@ -104,7 +104,8 @@ def _call(target: str, request: pb.RankTimelineRequest, timeout_s: float) -> tup
     with grpc.insecure_channel(target) as channel:
         # Any first call makes the connection. Watching the channel for it instead races with closing the channel.
         with contextlib.suppress(grpc.RpcError):  # without a connection the second call says why
-            channel.unary_unary(HEALTH_CHECK)(b"", timeout=timeout_s)
+            check = channel.unary_unary(HEALTH_CHECK, health_pb2.HealthCheckRequest.SerializeToString)
+            check(health_pb2.HealthCheckRequest(), timeout=timeout_s)
         stub = ranking_pb2_grpc.TimelineRankingServiceStub(channel)
         started_ns = time.perf_counter_ns()
         response = stub.RankTimeline(request, timeout=timeout_s)
