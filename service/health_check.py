@@ -20,18 +20,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Asks once; returns the exit status, with the reason on stderr where the server does not serve."""
-    response = health_pb2.HealthCheckResponse
     with grpc.insecure_channel(arguments.target) as channel:
-        check = channel.unary_unary(
-            f"/{health.SERVICE_NAME}/Check",
-            request_serializer=health_pb2.HealthCheckRequest.SerializeToString,
-            response_deserializer=response.FromString,
-        )
         try:
-            status = response.ServingStatus.Name(check(health_pb2.HealthCheckRequest(), timeout=_TIMEOUT_S).status)
+            status = check(channel, _TIMEOUT_S)
         except grpc.RpcError as error:
             status = error.code().name
     if status == "SERVING":
         return SERVING
     print(f"timeline-ranker health: {arguments.target}: {status}", file=sys.stderr)
     return NOT_SERVING
+
+
+def check(channel: grpc.Channel, timeout_s: float) -> str:
+    """The name of the whole server's health status; raises grpc.RpcError."""
+    response = health_pb2.HealthCheckResponse
+    call = channel.unary_unary(
+        f"/{health.SERVICE_NAME}/Check",
+        request_serializer=health_pb2.HealthCheckRequest.SerializeToString,
+        response_deserializer=response.FromString,
+    )
+    return response.ServingStatus.Name(call(health_pb2.HealthCheckRequest(), timeout=timeout_s).status)

@@ -14,9 +14,9 @@ from typing import cast
 import grpc
 from google.protobuf import json_format
 from google.rpc import error_details_pb2
-from grpc_health.v1 import health, health_pb2
 from grpc_status import rpc_status
 
+from service import health_check
 from service.generated.timelines.ranking.v1 import ranking_pb2 as pb
 from service.generated.timelines.ranking.v1 import ranking_pb2_grpc
 from service.render_html import render_html
@@ -24,8 +24,6 @@ from service.render_text import render_text
 from service.timeline_view import timeline_view
 
 RANKED, REFUSED, USAGE = 0, 1, 2
-
-HEALTH_CHECK = f"/{health.SERVICE_NAME}/Check"
 
 # Where the output is no terminal, wide enough for six heads.
 _WIDTH_WITHOUT_TERMINAL = 110
@@ -104,8 +102,7 @@ def _call(target: str, request: pb.RankTimelineRequest, timeout_s: float) -> tup
     with grpc.insecure_channel(target) as channel:
         # Any first call makes the connection. Watching the channel for it instead races with closing the channel.
         with contextlib.suppress(grpc.RpcError):  # without a connection the second call says why
-            check = channel.unary_unary(HEALTH_CHECK, health_pb2.HealthCheckRequest.SerializeToString)
-            check(health_pb2.HealthCheckRequest(), timeout=timeout_s)
+            health_check.check(channel, timeout_s)
         stub = ranking_pb2_grpc.TimelineRankingServiceStub(channel)
         started_ns = time.perf_counter_ns()
         response = stub.RankTimeline(request, timeout=timeout_s)
