@@ -134,7 +134,7 @@ def test_no_request_fails_and_none_is_split_while_versions_change(root: Path, tm
         finally:
             stop.set()
         assert [call.result() for call in calls] == [{"1", "2"}] * 3
-        assert sample(addresses, 'timeline_model_loads_total{result="loaded"}') == 11
+        until_counted(addresses, 'timeline_model_loads_total{result="loaded"}', 11)  # told just after it serves
         assert sample(addresses, 'timeline_model_loads_total{result="refused"}') == 0
 
 
