@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
-import importlib
 import sys
 from collections.abc import Sequence
 
-# Command -> module with add_arguments(parser) and run(arguments) -> exit status, and what it does.
+from service.commands import run_command
+
+# As `run_command` takes them.
 COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("model_export.run_command", "carry out a training plan, print the path of its bundle"),
     "baselines": ("model_export.baselines_command", "hold a plan's net against logistic regression and trees"),
@@ -20,17 +20,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status."""
-    argv = sys.argv[1:] if argv is None else argv
-    parser = argparse.ArgumentParser(prog="timeline-trainer", description="Trains and exports timeline models.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, (module, text) in COMMANDS.items():
-        description = text[0].upper() + text[1:] + "."
-        command = commands.add_parser(name, help=text, description=description, allow_abbrev=False)
-        if argv and argv[0] == name:  # only what runs is imported: torch takes seconds
-            importlib.import_module(module).add_arguments(command)
-    arguments = parser.parse_args(argv)
-    status: int = importlib.import_module(COMMANDS[arguments.command][0]).run(arguments)
-    return status
+    return run_command(
+        "timeline-trainer", "Trains and exports timeline models.", COMMANDS, sys.argv[1:] if argv is None else argv
+    )
 
 
 if __name__ == "__main__":

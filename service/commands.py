@@ -1,0 +1,29 @@
+"""Commands of commands: `PROG COMMAND ...`, each command a module that is imported only when it runs."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+from collections.abc import Mapping, Sequence
+
+
+def run_command(prog: str, description: str, commands: Mapping[str, tuple[str, str]], argv: Sequence[str]) -> int:
+    """Runs one command; returns the exit status.
+
+    Args:
+        prog: What it is called.
+        description: What it is.
+        commands: Command -> module with add_arguments(parser) and run(arguments) -> exit status, and what it does.
+        argv: The command and its arguments.
+    """
+    parser = argparse.ArgumentParser(prog=prog, description=description)
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, (module, text) in commands.items():
+        command = subparsers.add_parser(
+            name, help=text, description=text[0].upper() + text[1:] + ".", allow_abbrev=False
+        )
+        if argv and argv[0] == name:  # the runtime of the model takes half a second to import, torch takes several
+            importlib.import_module(module).add_arguments(command)
+    arguments = parser.parse_args(argv)
+    status: int = importlib.import_module(commands[arguments.command][0]).run(arguments)
+    return status
