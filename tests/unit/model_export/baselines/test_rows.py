@@ -19,9 +19,10 @@ def test_tables_come_back_from_the_matrix(
     x = flat(tables)
     for group in GROUPS:
         np.testing.assert_array_equal(tables_of(small_schema, x)[group], tables[group])
-    # viewer: hours_away, device; author: strength, never; Tweet: likes, has_image, topic, text
-    assert categorical_columns(small_schema) == [1, 6]
-    np.testing.assert_array_equal(x[:, 6], tables["tweet"][:, 2])
+    layouts = small_schema.layouts
+    device, topic = categorical_columns(small_schema)
+    np.testing.assert_array_equal(x[:, device], tables["viewer"][:, layouts["viewer"].offsets["device"]])
+    np.testing.assert_array_equal(x[:, topic], tables["tweet"][:, layouts["tweet"].offsets["topic"]])
 
 
 def test_only_rows_that_a_head_uses_are_kept(make_records: Callable[[int, int], RecordSet]) -> None:
