@@ -82,9 +82,7 @@ def requests(
 
 def standard_load(schema: Schema, tweets: int) -> list[pb.RankTimelineRequest]:
     """The requests that costs are measured on: REQUESTS of the same size, always the same ones."""
-    sample = NO_SAMPLE
-    if SAMPLE_REQUEST.exists():  # it comes with the default bundle
-        sample = Sample.of(json_format.Parse(SAMPLE_REQUEST.read_bytes(), pb.RankTimelineRequest()))
+    sample = Sample.of(json_format.Parse(SAMPLE_REQUEST.read_bytes(), pb.RankTimelineRequest()))
     return requests(schema, [tweets] * REQUESTS, seed=0, sample=sample)
 
 
