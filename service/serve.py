@@ -73,7 +73,9 @@ def _serve(config: Config, experiments: Experiments, stop: threading.Event, hurr
         server.drain(lambda _: None)
         return FAILED
     print(f"ready grpc={server.grpc_address} metrics={server.metrics_address}", flush=True)
-    stop.wait()
+    # Bounded: a signal that another thread takes, or that comes just before the wait, wakes nobody here by itself.
+    while not stop.wait(0.5):
+        pass
     server.drain(hurry.wait)
     return STOPPED
 
