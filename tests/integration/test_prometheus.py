@@ -119,8 +119,8 @@ def observed(toy_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
     sha256 = hashlib.sha256((toy_bundle / "model.onnx").read_bytes()).hexdigest()
     with serving(toy_bundle) as addresses, prometheus(addresses.metrics, directory) as query:
         paced_until_s = send_traffic(addresses.grpc)
-        started = "sum(grpc_server_started_total)"
-        wait_until(lambda: query(started) == {"": float(CALLS + REFUSED)}, "a scrape after the last call")
+        handled = "sum(grpc_server_handled_total)"
+        wait_until(lambda: query(handled) == {"": float(CALLS + REFUSED)}, "a scrape after the last call's end")
         yield Observed(query, paced_until_s, sha256)
 
 
