@@ -12,22 +12,18 @@ median over all, so that a slow moment of the machine touches both sides, and a 
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
 import statistics
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import grpc
-import onnxruntime
 
 from loadtest import echo_server, traffic
+from loadtest.measures import Measure, positive, table, write
 from loadtest.pinned import PinnedProcess
 from service.config import DEFAULT_BUNDLE
 from service.generated.timelines.ranking.v1 import ranking_pb2 as pb
@@ -35,21 +31,6 @@ from service.generated.timelines.ranking.v1 import ranking_pb2_grpc
 
 TWEETS = {"P1": 500, "P2": 1_500}
 RANK_TIMELINE = "/timelines.ranking.v1.TimelineRankingService/RankTimeline"
-
-
-@dataclass(frozen=True)
-class Measure:
-    """A figure with its spread over the repetitions; `value` is their median."""
-
-    value: float
-    min: float
-    max: float
-    unit: str
-
-    @staticmethod
-    def of(values: Sequence[float], unit: str) -> Measure:
-        """Summarises one value per repetition."""
-        return Measure(statistics.median(values), min(values), max(values), unit)
 
 
 class Costs(NamedTuple):
@@ -146,51 +127,18 @@ def run(bundle: Path, repetitions: int) -> dict[str, Measure]:
     return {key: measure for name in costs for key, measure in measures(name, costs[name]).items()}
 
 
-def machine() -> str:
-    """What the figures were measured on."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    model = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())
-    return (
-        f"{model}, {os.cpu_count()} cores, {platform.system()} {platform.release()}, "
-        f"Python {platform.python_version()}, onnxruntime {onnxruntime.__version__}"
-    )
-
-
-def commit() -> str:
-    """The commit that was measured, "-dirty" if files differ from it; "unknown" outside of a git checkout."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)  # noqa: S603 - fixed
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return done.stdout.strip()
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
-    return int(text)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Measures, prints a table, writes the JSON."""
     parser = argparse.ArgumentParser(prog="python -m loadtest.bench", description="What serving costs.")
     parser.add_argument("--json", type=Path, metavar="PATH", required=True, help="where the figures go")
     parser.add_argument("--bundle", type=Path, metavar="DIR", default=DEFAULT_BUNDLE, help="default: the embedded one")
-    parser.add_argument("--repetitions", type=_positive, default=31, metavar="N", help="default %(default)s")
+    parser.add_argument("--repetitions", type=positive, default=31, metavar="N", help="default %(default)s")
     arguments = parser.parse_args(argv)
 
     found = run(arguments.bundle, arguments.repetitions)
 
-    document = {
-        "machine": machine(),
-        "commit": commit(),
-        "measures": {name: asdict(measure) for name, measure in found.items()},
-    }
-    arguments.json.write_text(json.dumps(document, indent=1) + "\n")
-    print(f"{document['machine']}, commit {document['commit']}\n\n{'':16}{'median':>10}{'min':>10}{'max':>10}")
-    for name, measure in found.items():
-        print(f"{name:16}{measure.value:10.2f}{measure.min:10.2f}{measure.max:10.2f}  {measure.unit}")
+    write(found, arguments.json)
+    print(table(found))
     return 0
 
 

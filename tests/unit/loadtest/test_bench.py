@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from loadtest.bench import Costs, Measure, check_answer, measures
+from loadtest.bench import Costs, check_answer, measures
+from loadtest.measures import Measure
 from service.generated.timelines.ranking.v1 import ranking_pb2 as pb
 
 
