@@ -64,8 +64,21 @@ def booster_call(boosters: Sequence[lightgbm.Booster], feeds: Sequence[Feeds]) -
     return lambda i: [booster.predict(feeds[i % len(feeds)]["x"], num_threads=1) for booster in boosters]
 
 
+def calls_of(
+    graphs: Mapping[str, bytes], boosters: Sequence[lightgbm.Booster], feeds: Sequence[Feeds]
+) -> dict[str, Callable[[int], object]]:
+    """A call for each form of a model: its graphs by name, and "LightGBM" where it is trees."""
+    calls = {form: graph_call(graph, feeds) for form, graph in graphs.items()}
+    return calls | {"LightGBM": booster_call(boosters, feeds)} if boosters else calls
+
+
 def race(calls: Mapping[Name, Callable[[int], object]], rounds: int) -> dict[Name, float]:
-    """Median CPU time in ms of each call, made in turn so that a slow moment of the machine is slow for all.
+    """Median CPU time in ms of each call; see `lap_times`."""
+    return {name: float(np.median(laps)) for name, laps in lap_times(calls, rounds).items()}
+
+
+def lap_times(calls: Mapping[Name, Callable[[int], object]], rounds: int) -> dict[Name, NDArray[np.float64]]:
+    """CPU time in ms of each call in each round, made in turn so that a slow moment of the machine is slow for all.
 
     The caller's thread does all the work, so its own CPU clock is what counts.
     """
@@ -77,4 +90,4 @@ def race(calls: Mapping[Name, Callable[[int], object]], rounds: int) -> dict[Nam
             start = time.thread_time_ns()
             call(i)
             times[name].append(time.thread_time_ns() - start)
-    return {name: float(np.median(taken)) / 1e6 for name, taken in times.items()}
+    return {name: np.array(taken) / 1e6 for name, taken in times.items()}

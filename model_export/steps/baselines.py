@@ -12,11 +12,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import lightgbm
 import numpy as np
 from numpy.typing import NDArray
 
 from model_export.artifact import artifact_document
-from model_export.baselines.cost import booster_call, graph_call, race, timelines
+from model_export.baselines.cost import calls_of, graph_call, race, timelines
 from model_export.baselines.judge import Predict, calibrated, figures, judge
 from model_export.baselines.logistic import LogisticPlan
 from model_export.baselines.models import Baseline, Lesson, fit_all
@@ -73,7 +74,7 @@ def _run(context: Context) -> str:
     parameters: Parameters = context.parameters
     records = open_records(context.plan, context.inputs["data"])
     days = context.plan.split.days(records)
-    lesson = _lesson(context, records)
+    lesson = draw_lesson(context, records)
     baselines = fit_all(lesson, parameters.logistic, parameters.trees)
     predict = {baseline.name: _of_tables(baseline) for baseline in baselines}
     rules = CalibrationPlan(**artifact_document(context.inputs["calibrate"])["parameters"])
@@ -104,7 +105,8 @@ def _of_tables(baseline: Baseline) -> Predict:
     return lambda impressions: baseline.probabilities(impressions.tables)
 
 
-def _lesson(context: Context, records: RecordSet) -> Lesson:
+def draw_lesson(context: Context, records: RecordSet) -> Lesson:
+    """Draws what the baselines learn from, as the context's `Parameters` say."""
     parameters: Parameters = context.parameters
     days = context.plan.split.days(records)
     info = load_info(context.inputs["sample"])
@@ -146,9 +148,8 @@ def _costs(
         chosen = dict(baseline.chosen)
         size, seconds = baseline.size_bytes, baseline.train_s
         models[baseline.name] = {"size_bytes": size, "train_s": seconds, "chosen": chosen, "heads": {}}
-        calls |= {(baseline.name, form): graph_call(graph, feeds) for form, graph in baseline.graphs.items()}
-        if baseline.boosters:
-            calls[baseline.name, "LightGBM"] = booster_call(baseline.boosters, feeds)
+        forms = calls_of(baseline.graphs, baseline.boosters, feeds)
+        calls |= {(baseline.name, form): call for form, call in forms.items()}
     for (name, form), ms in race(calls, context.parameters.rounds).items():
         models[name].setdefault("ms_per_500_by_form", {})[form] = ms
     for model in models.values():
@@ -162,6 +163,13 @@ def _net_train_s(context: Context) -> float:
     examples = load_info(context.inputs["sample"]).examples
     history = json.loads((context.inputs["train"] / "history.json").read_text())
     return float(sum(examples / epoch["examples_per_s"] for epoch in history))
+
+
+def load_saved(artifact: Path, name: str) -> tuple[dict[str, bytes], list[lightgbm.Booster]]:
+    """(graphs by form, trees by head) of a baseline in an artifact of this step; both empty: it is not there."""
+    graphs = {path.stem.removeprefix(f"{name}, "): path.read_bytes() for path in artifact.glob(f"{name}, *.onnx")}
+    texts = sorted(artifact.glob(f"{name} *.txt"), key=lambda path: int(path.stem.removeprefix(f"{name} ")))
+    return graphs, [lightgbm.Booster(model_file=text) for text in texts]
 
 
 def _save(baselines: list[Baseline], out: Path) -> None:
