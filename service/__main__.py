@@ -18,6 +18,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "promote": ("service.promote", "let a published version serve under a label"),
     "rollback": ("service.rollback", "have a label point to the version that served before"),
     "status": ("service.status", "tell what a model repository holds, and what serves"),
+    "replay": ("service.replay", "send what a served log holds once more, say what came out differently"),
 }
 
 
