@@ -12,10 +12,11 @@ from model_export.baselines.report import table
 from model_export.plan import Plan, PlannedStep, load_plan
 from model_export.plan_table import PlanError
 from model_export.run import run_plan
-from model_export.steps.baselines import PLOT, REPORT, STEP, Parameters
+from model_export.steps import baselines, fit_baselines
+from model_export.steps.baselines import PLOT, REPORT
 
 DONE, REFUSED = 0, 1
-_NAME = "baselines"
+_STEPS = {"fit_baselines": fit_baselines, "baselines": baselines}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Makes what is missing of the plan and its baselines; prints the table, on stderr where JSON and plot are."""
     try:
-        artifact = run_plan(with_baselines(load_plan(arguments.plan)), arguments.out)[_NAME]
+        artifact = run_plan(with_baselines(load_plan(arguments.plan)), arguments.out)["baselines"]
     except (PlanError, FileNotFoundError) as error:
         print(error, file=sys.stderr)
         return REFUSED
@@ -37,15 +38,17 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def with_baselines(plan: Plan) -> Plan:
-    """The plan with the step `baselines` at its end, unless it has it.
+    """The plan with the steps `fit_baselines` and `baselines` at its end, unless it has them.
 
     Raises:
-        PlanError: The plan has no step that the baselines need.
+        PlanError: The plan has no step that they need.
     """
-    names = [planned.name for planned in plan.steps]
-    for name in STEP.inputs:
-        if name not in names:
-            raise PlanError(f"steps: {_NAME} needs {name}")
-    if _NAME in names:
-        return plan
-    return replace(plan, steps=(*plan.steps, PlannedStep(_NAME, STEP, Parameters(), None)))
+    for name, module in _STEPS.items():
+        names = [planned.name for planned in plan.steps]
+        if name in names:
+            continue
+        for needed in module.STEP.inputs:
+            if needed not in names:
+                raise PlanError(f"steps: {name} needs {needed}")
+        plan = replace(plan, steps=(*plan.steps, PlannedStep(name, module.STEP, module.Parameters(), None)))
+    return plan

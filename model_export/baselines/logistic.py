@@ -44,6 +44,7 @@ class LogisticPlan:
         crossed_features: Features whose pairs are crossed.
         cells_max: Weights of a pair; a pair with more combinations is hashed into as many.
         vector_bins: Bins of each component of a vector.
+        product_bins: Bins of an inner product, more than of other numbers: the net has it by value.
     """
 
     inverse_penalties: tuple[float, ...] = (0.003, 0.03, 0.3)
@@ -51,12 +52,13 @@ class LogisticPlan:
     crossed_features: int = 12
     cells_max: int = 4_096
     vector_bins: int = 16
+    product_bins: int = 64
 
     def __post_init__(self) -> None:
         if not self.inverse_penalties or min(self.inverse_penalties) <= 0:
             raise ValueError("inverse_penalties must name at least one positive number")
-        if min(self.iterations, self.cells_max, self.vector_bins) < 1 or self.crossed_features < 2:
-            raise ValueError("iterations, cells_max and vector_bins must be at least 1, crossed_features at least 2")
+        if min(self.iterations, self.cells_max, self.vector_bins, self.product_bins) < 1 or self.crossed_features < 2:
+            raise ValueError("iterations, cells_max and bins must be at least 1, crossed_features at least 2")
 
 
 @dataclass(frozen=True)
@@ -124,13 +126,6 @@ class Logistic:
     design: Design
     weights: Floats
     bias: Floats
-
-    def probabilities(self, tables: Tables) -> Floats:
-        """In the sampled world; tables -> [n, H]."""
-        bins, _ = self.design.encoding.encode(tables)
-        logits = self.design.matrix(bins) @ self.weights + self.bias
-        probabilities: Floats = 1 / (1 + np.exp(-logits))
-        return probabilities
 
     def to_net(self) -> NetWeights:
         """A design without crosses as the linear net that it is."""

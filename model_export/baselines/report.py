@@ -18,7 +18,7 @@ _HEADER = (
 
 
 def table(document: Mapping[str, Any]) -> str:
-    """Models by heads in columns of equal width; costs stand in the first line of each model."""
+    """Models by heads in columns of equal width, costs in the first line of each model; below, what they learned from."""
     lines = [_HEADER]
     for name, model in document["models"].items():
         costs: tuple[str, ...] = (
@@ -33,7 +33,14 @@ def table(document: Mapping[str, Any]) -> str:
             lines.append((name, head, *_figures(entry), *costs))
             name, costs = "", ("",) * len(costs)
     widths = [max(len(line[i]) for line in lines) for i in range(len(_HEADER))]
-    return "\n".join(_aligned(line, widths) for line in lines)
+    return "\n".join([*(_aligned(line, widths) for line in lines), footing(document)])
+
+
+def footing(document: Mapping[str, Any]) -> str:
+    """What the models learned from and what all of them are given, in a sentence or two."""
+    rows = f"Baselines learned from {document['train_rows']:,} rows, the net from {document['net_train_rows']:,}."
+    products = ", ".join(document["products"])
+    return f"{rows} All have the inner product {products} as a feature." if products else rows
 
 
 def _aligned(line: Sequence[str], widths: Sequence[int]) -> str:

@@ -3,15 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from model_export.datasets.records import Impressions, RecordSet
-from service.schema import GROUPS, Group, Schema
+from model_export.encode import Dot, Encoding
+from service.schema import GROUPS, Feature, Group, Schema
 
 Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Products:
+    """The plan's inner products as numbers of the Tweet, for models that can not form them: the net is given them too.
+
+    Attributes:
+        schema: What the net reads.
+        dots: The products.
+    """
+
+    schema: Schema
+    dots: tuple[Dot, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the numbers, without their group."""
+        return tuple(dot.name for dot in self.dots)
+
+    @property
+    def with_them(self) -> Schema:
+        """The schema with a continuous feature of the Tweet for each product, behind its other scalars."""
+        added = tuple(Feature(name, "tweet", "continuous") for name in self.names)
+        return Schema((*self.schema.features, *added), self.schema.heads)
+
+    def add(self, impressions: Impressions) -> Impressions:
+        """Impressions of the schema as those of `with_them`; a product is absent where either vector is."""
+        values = Encoding((), (), self.dots).encode(impressions.tables)[1]
+        tweets, scalars = impressions.tables["tweet"], len(self.schema.layouts["tweet"].scalars)
+        joined = np.concatenate([tweets[:, :scalars], values, tweets[:, scalars:]], axis=1)
+        return replace(impressions, tables={**impressions.tables, "tweet": joined})
 
 
 @dataclass(frozen=True)
@@ -58,18 +90,21 @@ def categorical_columns(schema: Schema) -> list[int]:
     return [start + layout.offsets[feature.name] for start, layout in layouts for feature in layout.categoricals]
 
 
-def collect(records: RecordSet, days: Sequence[int], used: Callable[[Impressions], NDArray[np.bool_]]) -> Rows:
+def collect(
+    records: RecordSet, days: Sequence[int], used: Callable[[Impressions], NDArray[np.bool_]], products: Products
+) -> Rows:
     """Reads the impressions of these days that any head uses; memory grows with those.
 
     Args:
-        records: With the schema of what models read.
+        records: With the schema of what the net reads.
         days: To read.
         used: Impressions -> bool [n, H].
+        products: That the rows have as columns.
     """
     parts = []
     for impressions in records.batches(days):
         mask = used(impressions)
         kept = np.asarray(mask.any(axis=1))
-        impressions = impressions.take(kept)
+        impressions = products.add(impressions.take(kept))
         parts.append(Rows(flat(impressions.tables), impressions.labels, mask[kept]))
     return Rows(*(np.concatenate([getattr(part, name) for part in parts]) for name in ("x", "labels", "used")))

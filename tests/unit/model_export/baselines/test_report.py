@@ -36,6 +36,9 @@ def document() -> dict[str, Any]:
     }
     return {
         "simulated": True,
+        "train_rows": 3_000,
+        "net_train_rows": 40_000,
+        "products": ["tweet.text x viewer.tastes"],
         "models": {
             "net": {**costs, "heads": {"like": _entry(10.0, reachable_rce=16.0), "reply": _entry(4.0)}},
             "net, plain export": {**costs, "heads": {}},
@@ -54,7 +57,9 @@ def test_a_row_for_each_model_and_head(document: dict[str, Any]) -> None:
     ]
     assert lines[4].startswith("trees like 8.00 7.00 to 9.00 0.500 behind -2.00 0.2500 0.2000 to 0.3000 tie +0.0100")
     assert lines[5].startswith("reply 4.00 3.00 to 5.00 - tie +0.01 0.2500")
-    assert len(lines) == 6
+    footing = "Baselines learned from 3,000 rows, the net from 40,000."
+    assert lines[6:] == [f"{footing} All have the inner product tweet.text x viewer.tastes as a feature."]
+    assert table({**document, "products": []}).splitlines()[-1] == footing
 
 
 def test_the_plot_is_a_picture(document: dict[str, Any], tmp_path: Path) -> None:
