@@ -13,6 +13,7 @@ from typing import Any
 
 from service.cpus import cpus
 from service.limits import Limits
+from service.tls import Tls
 
 ENVIRONMENT_PREFIX = "TIMELINE_RANKER_"
 DEFAULT_BUNDLE = Path(__file__).with_name("default_bundle")
@@ -44,6 +45,7 @@ class Config:
             need that long to notice.
         grace_ms: How long calls under way may then take to end.
         limits: What a request may ask for.
+        tls: How the gRPC port is secured; None: not at all.
     """
 
     bundle: Path | None
@@ -62,6 +64,7 @@ class Config:
     drain_ms: int
     grace_ms: int
     limits: Limits
+    tls: Tls | None = None
 
     def __post_init__(self) -> None:
         for name, low, high in (
@@ -128,6 +131,10 @@ def _flags() -> tuple[_Flag, ...]:
         _Flag("intra_op_threads", int, available, "threads that one run of the model may use"),
         _Flag("drain_ms", int, 5_000, "milliseconds between 'not serving' and the stop"),
         _Flag("grace_ms", int, 10_000, "milliseconds for calls under way to end"),
+        _Flag("tls_cert", Path, None, "PEM file of the server's certificate; with it the gRPC port speaks TLS only"),
+        _Flag("tls_key", Path, None, "PEM file of its private key"),
+        _Flag("tls_client_ca", Path, None, "PEM file; clients must show a certificate that leads to one in it"),
+        _Flag("tls_allow", str, None, "names, with commas between; callers must have one in their certificate"),
         *(_Flag(f.name, int, f.default, _LIMIT_HELP[f.name]) for f in fields(Limits)),
     )
 
@@ -154,9 +161,19 @@ def from_arguments(arguments: argparse.Namespace, environment: Mapping[str, str]
     if values["bundle"] is None and values["model_repository"] is None:
         values["bundle"] = DEFAULT_BUNDLE
     limits = {f.name: values.pop(f.name) for f in fields(Limits)}
+    tls = {name: values.pop(f"tls_{name}") for name in ("cert", "key", "client_ca", "allow")}
     try:
-        return Config(**values, limits=Limits(**limits))
+        return Config(**values, limits=Limits(**limits), tls=_tls(**tls))
     except ConfigError:
         raise
-    except ValueError as error:  # from Limits
+    except ValueError as error:  # from Limits or Tls
         raise ConfigError(str(error)) from error
+
+
+def _tls(cert: Path | None, key: Path | None, client_ca: Path | None, allow: str | None) -> Tls | None:
+    if cert is None and key is None and client_ca is None and allow is None:
+        return None
+    if cert is None or key is None:
+        raise ConfigError("tls_cert and tls_key go together, and the other settings of TLS need both")
+    names = frozenset() if allow is None else frozenset(name.strip() for name in allow.split(","))
+    return Tls(cert, key, client_ca, names)

@@ -26,6 +26,10 @@ class UnknownModel(Exception):  # noqa: N818
     """The caller asks for a model label or version that is not served."""
 
 
+class NotAllowed(Exception):  # noqa: N818
+    """The caller is known, and may not call."""
+
+
 class DeadlinePassed(Exception):  # noqa: N818
     """The caller no longer waits for the answer."""
 
@@ -58,6 +62,7 @@ class NotServing(Exception):  # noqa: N818
 STATUS_CODES: dict[type[Exception], grpc.StatusCode] = {
     InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
     UnknownModel: grpc.StatusCode.NOT_FOUND,
+    NotAllowed: grpc.StatusCode.PERMISSION_DENIED,
     DeadlinePassed: grpc.StatusCode.DEADLINE_EXCEEDED,
     Overloaded: grpc.StatusCode.RESOURCE_EXHAUSTED,
     TooManyCalls: grpc.StatusCode.RESOURCE_EXHAUSTED,

@@ -8,6 +8,8 @@ import sys
 import grpc
 from grpc_health.v1 import health, health_pb2
 
+from service.client import add_tls_arguments, open_channel
+
 SERVING, NOT_SERVING = 0, 1
 
 _TIMEOUT_S = 2.0
@@ -16,11 +18,12 @@ _TIMEOUT_S = 2.0
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares what the command takes."""
     parser.add_argument("--target", metavar="HOST:PORT", required=True, help="the server to ask")
+    add_tls_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Asks once; returns the exit status, with the reason on stderr where the server does not serve."""
-    with grpc.insecure_channel(arguments.target) as channel:
+    with open_channel(arguments) as channel:
         try:
             status = check(channel, _TIMEOUT_S)
         except grpc.RpcError as error:

@@ -16,7 +16,7 @@ from prometheus_client.core import HistogramMetricFamily
 from prometheus_client.registry import Collector
 
 from service.decode import Floats
-from service.errors import Cancelled, DeadlinePassed, Overloaded, TooManyCalls
+from service.errors import Cancelled, DeadlinePassed, NotAllowed, Overloaded, TooManyCalls
 from service.generated.timelines.ranking.v1 import ranking_pb2 as pb
 from service.model import Model
 from service.pipeline import STAGES, Answer
@@ -31,6 +31,7 @@ REFUSALS: dict[type[Exception], str] = {
     Overloaded: "queue",
     TooManyCalls: "calls",
     Cancelled: "cancelled",
+    NotAllowed: "identity",
 }
 LOAD_RESULTS = ("loaded", "refused")
 _DECISION_PREFIX = "ICYMI_DECISION_"
@@ -118,6 +119,8 @@ class Metrics:
         self._models: set[tuple[str, str]] = set()
         loads = Counter("timeline_model_loads_total", "Attempts to load a model.", ("result",), registry=self.registry)
         self.loads = {result: loads.labels(result) for result in LOAD_RESULTS}
+        tls = Counter("timeline_tls_reloads_total", "Changes of the TLS files.", ("result",), registry=self.registry)
+        self.tls_reloads = {result: tls.labels(result) for result in LOAD_RESULTS}
 
     def serve(self, models: Collection[Model]) -> None:
         """Tells of the models that serve from now on."""

@@ -17,6 +17,7 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
 from service import health_check
+from service.client import add_tls_arguments, open_channel
 from service.generated.timelines.ranking.v1 import ranking_pb2 as pb
 from service.generated.timelines.ranking.v1 import ranking_pb2_grpc
 from service.render_html import render_html
@@ -37,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares what the command takes."""
     parser.add_argument("file", metavar="FILE", help="a RankTimelineRequest in protobuf JSON; - reads standard input")
     parser.add_argument("--target", metavar="HOST:PORT", required=True, help="the server to ask")
+    add_tls_arguments(parser)
     parser.add_argument(
         "--deadline-ms", type=_milliseconds, default=1000, help="how long to wait (default %(default)s)"
     )
@@ -50,7 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         request = read_request(arguments.file)
         now_ms = time.time_ns() // 1_000_000
-        response, round_trip_us = _call(arguments.target, request, arguments.deadline_ms / 1e3)
+        response, round_trip_us = _call(arguments, request)
         view = timeline_view(request, response, now_ms, round_trip_us)
         if arguments.html:
             _write_page(arguments.html, render_html(view))
@@ -97,9 +99,10 @@ def refusal(call: grpc.Call) -> str:
     return "\n".join([f"refused: {call.code().name}{message}", *violations, *retries])
 
 
-def _call(target: str, request: pb.RankTimelineRequest, timeout_s: float) -> tuple[pb.RankTimelineResponse, int]:
+def _call(arguments: argparse.Namespace, request: pb.RankTimelineRequest) -> tuple[pb.RankTimelineResponse, int]:
     """The answer, and the microseconds that it took on a connection that stood; raises grpc.RpcError."""
-    with grpc.insecure_channel(target) as channel:
+    timeout_s = arguments.deadline_ms / 1e3
+    with open_channel(arguments) as channel:
         # Any first call makes the connection. Watching the channel for it instead races with closing the channel.
         with contextlib.suppress(grpc.RpcError):  # without a connection the second call says why
             health_check.check(channel, timeout_s)

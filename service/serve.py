@@ -23,6 +23,7 @@ from service.policy import Policy, PolicyError, read_policy
 from service.repository import STABLE, Repository
 from service.server import Server
 from service.serving import Serving, ServingError
+from service.tls import TlsError
 
 __all__ = ["add_arguments", "run"]
 
@@ -62,7 +63,7 @@ def _serve(config: Config, experiments: Experiments, stop: threading.Event, hurr
     try:
         server = Server(config, experiments.arms)
         server.start()
-    except OSError as error:
+    except (OSError, TlsError) as error:
         print(f"timeline-ranker serve: {error}", file=sys.stderr)
         return FAILED
     faults = _load(config, experiments, server, stop)

@@ -30,6 +30,7 @@ from service.pipeline import Answer, Call, Ranking
 from service.repository import STABLE
 from service.served_log import LogFiles, ServedLog, logs_features
 from service.serving import Serving
+from service.tls import Certificates, check_caller
 
 logger = logging.getLogger(__name__)
 
@@ -58,9 +59,14 @@ class Server:
 
         Raises:
             OSError: The served log can not be written to.
+            TlsError: The TLS files are no good.
         """
         self._config = config
         self.metrics = Metrics(SERVICE.full_name, [method.name for method in SERVICE.methods], arms)
+        self._certificates = None
+        if config.tls is not None:
+            reloads = self.metrics.tls_reloads
+            self._certificates = Certificates(config.tls, lambda used: reloads["loaded" if used else "refused"].inc())
         self._health = Health([SERVICE.full_name])
         self._log = None
         if config.served_log is not None:
@@ -99,7 +105,10 @@ class Server:
         host = self._config.host
         wanted = _address(host, self._config.grpc_port)
         try:
-            grpc_port = self._grpc.add_insecure_port(wanted)
+            if self._certificates is None:
+                grpc_port = self._grpc.add_insecure_port(wanted)
+            else:
+                grpc_port = self._grpc.add_secure_port(wanted, self._certificates.credentials())
         except RuntimeError as error:
             raise OSError(f"cannot listen on {wanted}") from error
         self._http, self._http_thread = start_http_server(
@@ -173,6 +182,7 @@ class _RankingHandler(grpc.GenericRpcHandler):
         metrics.queue_rows.set_function(lambda: self.admission.rows)
         self._log = log
         self._log_features = config.log_features
+        self._allowed = config.tls.allow if config.tls is not None else frozenset()
         self._decoder = Decoder(config.limits)
         self._metrics = metrics
         self._methods = {
@@ -227,6 +237,8 @@ class _RankingHandler(grpc.GenericRpcHandler):
         method.metrics.started.inc()
         code = grpc.StatusCode.OK
         try:
+            if self._allowed:
+                check_caller(context.peer_identities(), self._allowed)
             body = _read(bodies)
             answer = self._run(method, arrived_ns, body, context)
             if isinstance(answer, bytes):

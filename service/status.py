@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import grpc
 
+from service.client import add_tls_arguments, open_channel
 from service.generated.timelines.ranking.v1 import ranking_pb2 as pb
 from service.generated.timelines.ranking.v1 import ranking_pb2_grpc
 from service.repository import Labels, Repository, RepositoryError
@@ -23,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares what the command takes."""
     parser.add_argument("root", metavar="ROOT", type=Path, help="the repository")
     parser.add_argument("--target", metavar="HOST:PORT", help="a server to ask what it made of it")
+    add_tls_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print it as JSON")
 
 
@@ -32,7 +34,7 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         labels = repository.labels()
         versions = sorted({*repository.versions(), *(label.version for label in labels.values())})
-        served = ask(arguments.target) if arguments.target else None
+        served = ask(arguments) if arguments.target else None
     except RepositoryError as error:
         print(f"timeline-ranker status: {error}", file=sys.stderr)
         return UNREADABLE
@@ -48,9 +50,9 @@ def run(arguments: argparse.Namespace) -> int:
     return READ
 
 
-def ask(target: str) -> pb.DescribeModelResponse:
-    """What the server at HOST:PORT says of its models; raises grpc.RpcError."""
-    with grpc.insecure_channel(target) as channel:
+def ask(arguments: argparse.Namespace) -> pb.DescribeModelResponse:
+    """What the server at `arguments.target` says of its models; raises grpc.RpcError."""
+    with open_channel(arguments) as channel:
         stub = ranking_pb2_grpc.TimelineRankingServiceStub(channel)
         return stub.DescribeModel(pb.DescribeModelRequest(), timeout=TIMEOUT_S)
 

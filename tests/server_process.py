@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from concurrent import futures
 from contextlib import contextmanager
@@ -35,6 +36,14 @@ def serving(bundle: Path, *flags: str) -> Iterator[Addresses]:
         finally:
             process.terminate()
     assert process.returncode == 0
+
+
+def sample(addresses: Addresses, series: str) -> float:
+    """The value of one series of the metrics, as written in the text format."""
+    with urllib.request.urlopen(f"http://{addresses.metrics}/metrics") as answer:
+        text = answer.read().decode()
+    (value,) = re.findall(rf"^{re.escape(series)} (\S+)$", text, re.MULTILINE)
+    return float(value)
 
 
 @contextmanager

@@ -7,7 +7,16 @@ import pytest
 from google.rpc import error_details_pb2
 
 from service import errors
-from service.errors import Cancelled, DeadlinePassed, InvalidRequest, NotServing, Overloaded, TooManyCalls, UnknownModel
+from service.errors import (
+    Cancelled,
+    DeadlinePassed,
+    InvalidRequest,
+    NotAllowed,
+    NotServing,
+    Overloaded,
+    TooManyCalls,
+    UnknownModel,
+)
 
 
 @pytest.mark.parametrize(
@@ -16,6 +25,7 @@ from service.errors import Cancelled, DeadlinePassed, InvalidRequest, NotServing
         (InvalidRequest("viewer_id", "must not be 0"), grpc.StatusCode.INVALID_ARGUMENT, "viewer_id: must not be 0"),
         (InvalidRequest("", "no message"), grpc.StatusCode.INVALID_ARGUMENT, "no message"),
         (UnknownModel("no model 'x'"), grpc.StatusCode.NOT_FOUND, "no model 'x'"),
+        (NotAllowed("not you"), grpc.StatusCode.PERMISSION_DENIED, "not you"),
         (DeadlinePassed("too late"), grpc.StatusCode.DEADLINE_EXCEEDED, "too late"),
         (Overloaded("too many", 1), grpc.StatusCode.RESOURCE_EXHAUSTED, "too many"),
         (TooManyCalls("too many", 1), grpc.StatusCode.RESOURCE_EXHAUSTED, "too many"),

@@ -1,0 +1,95 @@
+"""TLS files: which are taken, which are not, and when they are read again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import trustme
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    load_pem_private_key,
+)
+
+from service.errors import NotAllowed
+from service.tls import Certificates, Tls, TlsError, check_caller
+
+CA = trustme.CA()
+PAIR = CA.issue_cert("localhost")
+CERT, KEY = PAIR.cert_chain_pems[0].bytes(), PAIR.private_key_pem.bytes()
+OTHER_KEY = CA.issue_cert("localhost").private_key_pem.bytes()
+
+
+def files(directory: Path, cert: bytes = CERT, key: bytes = KEY, client_ca: bytes | None = None) -> Tls:
+    """Writes the files; None: there is no such file."""
+    paths = [directory / name for name in ("cert.pem", "key.pem", "ca.pem")]
+    for path, content in zip(paths, (cert, key, client_ca), strict=True):
+        if content is not None:
+            path.write_bytes(content)
+    return Tls(paths[0], paths[1], None if client_ca is None else paths[2])
+
+
+@pytest.mark.parametrize(
+    ("cert", "key", "client_ca", "message"),
+    [
+        (
+            CERT,
+            OTHER_KEY,
+            None,
+            "cert.pem and {}key.pem are not a certificate and its private key: KEY_VALUES_MISMATCH",
+        ),
+        (b"", KEY, None, "key.pem are not a certificate and its private key: not PEM"),
+        (CERT, b"", None, "key.pem are not a certificate and its private key: not PEM"),
+        (CERT[:300], KEY, None, "key.pem are not a certificate and its private key: not PEM"),
+        (CERT, KEY, b"", "ca.pem: holds no certificates in PEM"),
+        (CERT, KEY, b"\xff", "ca.pem: holds no certificates in PEM"),
+        (CERT, KEY, KEY, "ca.pem: holds no certificates in PEM"),
+    ],
+)
+def test_files_that_are_no_good(tmp_path: Path, cert: bytes, key: bytes, client_ca: bytes | None, message: str) -> None:
+    """gRPC itself would fail at the first handshake."""
+    with pytest.raises(TlsError) as caught:
+        Certificates(files(tmp_path, cert, key, client_ca), bool)
+
+    assert message.format(f"{tmp_path}/") in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_key_with_a_passphrase_is_refused_without_asking_for_it(tmp_path: Path) -> None:
+    """A server has nobody at a terminal."""
+    encrypted = load_pem_private_key(KEY, None).private_bytes(
+        Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"secret")
+    )
+    assert b"ENCRYPTED" in encrypted
+    with pytest.raises(TlsError, match="a passphrase is needed"):
+        Certificates(files(tmp_path, key=encrypted), bool)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    """With what the system says of it."""
+    with pytest.raises(TlsError) as caught:
+        Certificates(Tls(tmp_path / "none.pem", tmp_path / "none.pem"), bool)
+
+    assert str(caught.value) == f"{tmp_path}/none.pem: No such file or directory"
+
+
+@pytest.mark.parametrize(
+    ("names", "allowed"),
+    [
+        ([b"backend.example"], True),
+        ([b"other", b"spiffe://x/y"], True),
+        ([b"example"], False),
+        ([], False),
+        (None, False),
+    ],
+)
+def test_who_may_call(names: list[bytes] | None, allowed: bool) -> None:
+    """Whoever has one of the names, whole; a certificate without names has none."""
+    may_call = frozenset({"backend.example", "spiffe://x/y"})
+    if allowed:
+        check_caller(names, may_call)
+    else:
+        with pytest.raises(NotAllowed):
+            check_caller(names, may_call)
