@@ -18,7 +18,7 @@ _HEADER = (
 
 
 def table(document: Mapping[str, Any]) -> str:
-    """Models by heads in columns of equal width, costs in the first line of each model; below, what they learned from."""
+    """Models by heads in columns of equal width, costs in each one's first line; below, what they learned from."""
     lines = [_HEADER]
     for name, model in document["models"].items():
         costs: tuple[str, ...] = (
