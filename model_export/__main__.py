@@ -13,6 +13,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "baselines": ("model_export.baselines_command", "hold a plan's net against logistic regression and trees"),
     "compare": ("model_export.compare_command", "show two runs side by side: their plans and their figures"),
     "report": ("model_export.report_command", "draw a run as one HTML page, print its path"),
+    "served-log": ("model_export.served_log_command", "turn a served log into a Parquet file"),
     "sample-request": ("model_export.sample_request", "print a request to try a server with"),
     "evaluate": ("model_export.evaluate_command", "say how good a bundle's probabilities are on a world of its own"),
 }
