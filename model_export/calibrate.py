@@ -4,11 +4,16 @@ The blocks of the pool-adjacent-violators solution (scikit-learn's) become knots
 label, with lines in between. Blocks are joined, which keeps them rising, until each holds enough of both classes and
 stands apart from its neighbour: a block of few events says little, and a steep line would make noise of rounding.
 
-Decided: equal predictions are one point before the regression, so their order has no part. NaN is an error. Constant
+The regression sees rows counted by score (`ScoreCounts`): memory does not grow with rows, and counts of parts of the
+data add up to the counts of all of it.
+
+Decided: scores of one bucket are one point before the regression, so their order has no part. NaN is an error. Constant
 predictions give one knot. A head with too few events can not be fitted: `prior_correction` undoes the sampling alone.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +22,9 @@ from sklearn.isotonic import isotonic_regression
 from model_export.sampling import prior_corrected
 from model_export.weights import Knots
 
+# Bits of a float32 score that do not tell buckets apart: of its 23 after the point 12 are left, so the scores of a
+# bucket are at most 2^-12 of themselves apart. Knots stand four times as far apart.
+_BITS_JOINED = 11
 # Neighbouring knots are at least this share of their x apart.
 DISTANCE_MIN = 1e-3
 # The lines beyond the ends rise with this share of the steepest slope that stays inside (0, 1).
@@ -28,27 +36,90 @@ _PRIOR_LOGITS = np.linspace(-8, 12, 101)
 IDENTITY = Knots(np.array([0.0, 1.0], np.float32), np.array([0.0, 1.0], np.float32), 1.0)
 
 
-def fit_isotonic(
-    predictions: NDArray[np.float32], labels: NDArray[np.uint8], events_min: int, blocks_max: int
-) -> Knots:
+@dataclass(frozen=True)
+class ScoreCounts:
+    """One head's rows counted by score: B buckets of neighbouring scores, rising, none of them empty.
+
+    `ScoreCounts.of(a) + ScoreCounts.of(b)` is `ScoreCounts.of(a and b)` to the last bit: a bucket's scores lie between
+    two powers of two, so their float64 sum is exact up to 2^29 rows. There are at most 2^19 buckets.
+
+    Attributes:
+        buckets: uint32 [B], the score's bits without the last ones.
+        rows: int64 [B].
+        score_sums: float64 [B].
+        positives: int64 [B].
+    """
+
+    buckets: NDArray[np.uint32]
+    rows: NDArray[np.int64]
+    score_sums: NDArray[np.float64]
+    positives: NDArray[np.int64]
+
+    @staticmethod
+    def of(scores: NDArray[np.float32], labels: NDArray[np.uint8]) -> ScoreCounts:
+        """Counts raw probabilities [n] with labels [n], 0 or 1; raises ValueError for a score outside [0, 1] or NaN."""
+        if not ((scores >= 0) & (scores <= 1)).all():
+            raise ValueError("a prediction is NaN or outside 0 to 1")
+        scores = scores + np.float32(0)  # -0 becomes 0, whose bits are the smallest
+        buckets = scores.view(np.uint32) >> np.uint32(_BITS_JOINED)
+        ones = np.ones(len(scores), np.int64)
+        return _summed(buckets, ones, scores.astype(np.float64), labels.astype(np.int64))
+
+    def __add__(self, other: ScoreCounts) -> ScoreCounts:
+        """The counts of both."""
+        return _summed(
+            np.concatenate([self.buckets, other.buckets]),
+            np.concatenate([self.rows, other.rows]),
+            np.concatenate([self.score_sums, other.score_sums]),
+            np.concatenate([self.positives, other.positives]),
+        )
+
+    @property
+    def events(self) -> tuple[int, int]:
+        """(positives, negatives) of all rows."""
+        positives = int(self.positives.sum())
+        return positives, int(self.rows.sum()) - positives
+
+    @property
+    def cumulative_error(self) -> float:
+        """How many positives the regression over buckets may be off by, summed over the rows up to any score.
+
+        The regression is the greatest convex function below the cumulative positives. It sees these at the ends of
+        buckets alone; between two ends they dip below their chord by at most positives x negatives / rows of the
+        bucket, and lowering the function by the largest dip puts it below all points again.
+        """
+        return float(np.max(self.positives * (self.rows - self.positives) / self.rows, initial=0.0))
+
+
+def _summed(
+    buckets: NDArray[np.uint32],
+    rows: NDArray[np.int64],
+    score_sums: NDArray[np.float64],
+    positives: NDArray[np.int64],
+) -> ScoreCounts:
+    order = np.argsort(buckets, kind="stable")
+    buckets = buckets[order]
+    starts = np.flatnonzero(np.diff(buckets, prepend=buckets[:1] - np.uint32(1)))
+    rows, score_sums, positives = (np.add.reduceat(a[order], starts) for a in (rows, score_sums, positives))
+    return ScoreCounts(buckets[starts], rows, score_sums, positives)
+
+
+def fit_isotonic(counts: ScoreCounts, events_min: int, blocks_max: int) -> Knots:
     """Calibrates one head on rows at the natural rate.
 
     Args:
-        predictions: [n] raw probabilities.
-        labels: [n], 0 or 1.
+        counts: Of raw probabilities.
         events_min: Positives, and negatives, that each block must have; at least 1.
         blocks_max: Most knots: with many events a block needs more of them.
 
     Raises:
-        ValueError: A prediction is NaN, or there are fewer than `events_min` of either class.
+        ValueError: There are fewer than `events_min` of either class.
     """
-    if np.isnan(predictions).any():
-        raise ValueError("a prediction is NaN")
-    positives = int(labels.sum())
-    events = min(positives, len(labels) - positives)
+    positives, negatives = counts.events
+    events = min(positives, negatives)
     if events < max(events_min, 1):
-        raise ValueError(f"{positives} positives and {len(labels) - positives} negatives: too few of one")
-    rows, x_sums, y_sums = _pooled(predictions.astype(np.float64), labels)
+        raise ValueError(f"{positives} positives and {negatives} negatives: too few of one")
+    rows, x_sums, y_sums = _pooled(counts)
     needed = max(events_min, -(-events // blocks_max))
     x, y = _joined(rows, x_sums, y_sums, needed)
     return Knots(x, y, end_slope(x, y))
@@ -86,15 +157,13 @@ def end_slope(x: NDArray[np.float32], y: NDArray[np.float32]) -> float:
     return END_SLOPE_SHARE * min(rooms)
 
 
-def _pooled(
-    predictions: NDArray[np.float64], labels: NDArray[np.uint8]
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+def _pooled(counts: ScoreCounts) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     """Rows, sum of predictions and sum of labels of each block of the isotonic regression, rising."""
-    distinct, inverse, counts = np.unique(predictions, return_inverse=True, return_counts=True)
-    label_sums = np.bincount(inverse, labels)
-    fitted = isotonic_regression(label_sums / counts, sample_weight=counts.astype(np.float64))
+    fitted = isotonic_regression(counts.positives / counts.rows, sample_weight=counts.rows.astype(np.float64))
     starts = np.flatnonzero(np.diff(fitted, prepend=-1.0))
-    rows, x_sums, y_sums = (np.add.reduceat(a, starts) for a in (counts * 1.0, distinct * counts, label_sums))
+    rows, x_sums, y_sums = (
+        np.add.reduceat(a.astype(np.float64), starts) for a in (counts.rows, counts.score_sums, counts.positives)
+    )
     return rows, x_sums, y_sums
 
 

@@ -110,7 +110,10 @@ def fit_feature(values: Floats, weights: NDArray[np.float64], bins_max: int) -> 
 
 
 def _rank_error(weights: NDArray[np.float64]) -> float:
-    """Bound of Dvoretzky, Kiefer, Wolfowitz and Massart; weighted rows count as Kish's effective sample size."""
+    """Bound of Dvoretzky, Kiefer, Wolfowitz and Massart; weighted rows count as Kish's effective sample size.
+
+    With equal weights it is proven, and a sample without replacement is only better. With others it is approximate.
+    """
     effective_rows = float(weights.sum() ** 2 / (weights**2).sum())
     return min(1.0, math.sqrt(math.log(2 / (1 - CONFIDENCE)) / (2 * effective_rows)))
 

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from tqdm import tqdm
 
-from model_export.calibrate import fit_isotonic, prior_correction
+from model_export.calibrate import ScoreCounts, fit_isotonic, prior_correction
 from model_export.datasets.records import RecordSet
 from model_export.graph import build
 from model_export.plan import Context, Step
@@ -53,10 +52,9 @@ def load_knots(artifact: Path) -> list[Knots]:
 def _run(context: Context) -> str:
     parameters: Parameters = context.parameters
     records = open_records(context.plan, context.inputs["data"])
-    raw, labels = _answers(records, context.plan.split.days(records)["calibrate"], context.inputs["export"])
+    counts = _counts(records, context.plan.split.days(records)["calibrate"], context.inputs["export"])
     rates = load_info(context.inputs["sample"]).rates
-    names = records.schema.head_names
-    document = {name: _calibrated(raw[:, j], labels[:, j], rates[name], parameters) for j, name in enumerate(names)}
+    document = {name: _calibrated(head, rates[name], parameters) for name, head in counts.items()}
     (context.out / "calibration.json").write_text(json.dumps(document))
 
     network = load_trained(context.inputs["train"], records.schema)
@@ -64,32 +62,35 @@ def _run(context: Context) -> str:
     model = build(records.schema, network.to_weights(), load_knots(context.out), precision)
     (context.out / "model.onnx").write_bytes(model)
     heads = ", ".join(f"{name} {head['method']} ({len(head['x'])} knots)" for name, head in document.items())
-    return f"{len(raw):,} impressions: {heads}"
+    impressions = sum(next(iter(counts.values())).events)
+    return f"{impressions:,} impressions: {heads}"
 
 
-def _answers(records: RecordSet, days: Sequence[int], export: Path) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-    """(raw probabilities, labels), both [n, H], of all impressions of these days."""
+def _counts(records: RecordSet, days: Sequence[int], export: Path) -> dict[str, ScoreCounts]:
+    """What the graph answers on all impressions of these days, counted, by head."""
     graph = open_graph((export / "model.onnx").read_bytes())
-    raw, labels = [], []
+    names = records.schema.head_names
+    none = ScoreCounts.of(np.empty(0, np.float32), np.empty(0, np.uint8))
+    counts = dict.fromkeys(names, none)
     for impressions in tqdm(records.batches(days), desc="calibrate", unit="batch", leave=False):
-        raw.append(score(graph, impressions)[0])
-        labels.append(impressions.labels)
-    return np.concatenate(raw), np.concatenate(labels)
+        raw = score(graph, impressions)[0]
+        for j, name in enumerate(names):
+            counts[name] += ScoreCounts.of(raw[:, j], impressions.labels[:, j])
+    return counts
 
 
-def _calibrated(
-    raw: NDArray[np.float32], labels: NDArray[np.uint8], rate: float, parameters: Parameters
-) -> dict[str, Any]:
-    """One head's calibration as JSON values."""
-    positives = int(labels.sum())
-    isotonic = parameters.positives_min <= positives and parameters.block_events_min <= len(labels) - positives
+def _calibrated(counts: ScoreCounts, rate: float, parameters: Parameters) -> dict[str, Any]:
+    """One head's calibration as JSON values; `cumulative_error` is that of its counts, as a share of the positives."""
+    positives, negatives = counts.events
+    isotonic = parameters.positives_min <= positives and parameters.block_events_min <= negatives
     if isotonic:
-        knots = fit_isotonic(raw, labels, parameters.block_events_min, parameters.knots_max)
+        knots = fit_isotonic(counts, parameters.block_events_min, parameters.knots_max)
     else:
         knots = prior_correction(rate)
     return {
         "method": "isotonic" if isotonic else "prior_correction",
         "positives": positives,
+        "cumulative_error": counts.cumulative_error / max(positives, 1),
         "x": knots.x.tolist(),
         "y": knots.y.tolist(),
         "end_slope": knots.end_slope,
@@ -97,7 +98,7 @@ def _calibrated(
 
 
 STEP = Step(
-    version=1,
+    version=2,
     parameters=Parameters,
     inputs=("data", "sample", "train", "export"),
     parts=("split", "features", "heads"),

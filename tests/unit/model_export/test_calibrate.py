@@ -14,6 +14,7 @@ from model_export.calibrate import (
     DISTANCE_MIN,
     END_SLOPE_SHARE,
     IDENTITY,
+    ScoreCounts,
     apply_knots,
     fit_isotonic,
     prior_correction,
@@ -35,6 +36,10 @@ def percent(values: list[int]) -> Floats:
 
 def labels_of(values: Any) -> Labels:
     return np.array(values, np.uint8)
+
+
+def fit(predictions: Floats, labels: Labels, events_min: int, blocks_max: int) -> Knots:
+    return fit_isotonic(ScoreCounts.of(predictions, labels), events_min, blocks_max)
 
 
 def slow_blocks(predictions: list[float], labels: list[int]) -> list[list[float]]:
@@ -64,29 +69,101 @@ def test_knots_are_the_blocks_of_the_slow_reference(sample: tuple[list[int], lis
     blocks = slow_blocks(predictions.astype(float).tolist(), sample[1])
     assume(all(0 < positives < rows for rows, _, positives in blocks))
 
-    knots = fit_isotonic(predictions, labels_of(sample[1]), events_min=1, blocks_max=1_000)
+    knots = fit(predictions, labels_of(sample[1]), events_min=1, blocks_max=1_000)
 
     np.testing.assert_allclose(knots.x, [x / rows for rows, x, _ in blocks], rtol=1e-6)
     np.testing.assert_allclose(knots.y, [positives / rows for rows, _, positives in blocks], rtol=1e-6)
 
 
 def test_agrees_with_scikit_learn_inside_the_blocks() -> None:
-    """At every knot the value is that of scikit-learn's step function there."""
+    """Of scores that lie in buckets of their own, every knot has the value of scikit-learn's step function there."""
     rng = np.random.default_rng(0)
-    predictions = rng.random(5_000).astype(np.float32)
+    predictions = rng.integers(1, 2_000, 5_000).astype(np.float32) / np.float32(2_048)
     labels = (rng.random(5_000) < predictions**2).astype(np.uint8)
     sklearn_fit = IsotonicRegression(out_of_bounds="clip").fit(predictions.astype(np.float64), labels)
 
-    knots = fit_isotonic(predictions, labels, events_min=1, blocks_max=10_000)
+    knots = fit(predictions, labels, events_min=1, blocks_max=10_000)
 
     inner = knots.x[2:-2]  # the outermost blocks are joined until they hold both classes
     assert len(inner) > 10
     np.testing.assert_allclose(knots.y[2:-2], sklearn_fit.predict(inner.astype(np.float64)), rtol=1e-5)
 
 
+@pytest.mark.parametrize(("rows", "base"), [(2_000, 0.3), (300_000, 0.3), (300_000, 0.003)])
+def test_counted_scores_lose_no_more_than_is_stated(rows: int, base: float) -> None:
+    """The regression of the counts against scikit-learn's of all rows: positives summed up to any score."""
+    rng = np.random.default_rng(rows)
+    predictions = (base * rng.beta(1, 3, rows) * 4).clip(0, 1).astype(np.float32)
+    labels = (rng.random(rows) < predictions**1.1).astype(np.uint8)
+    order = np.argsort(predictions, kind="stable")
+    exact = IsotonicRegression().fit_transform(predictions[order].astype(np.float64), labels[order])
+    counts = ScoreCounts.of(predictions, labels)
+    counted = IsotonicRegression().fit_transform(
+        np.arange(len(counts.rows)), counts.positives / counts.rows, sample_weight=counts.rows
+    )
+
+    ends = np.cumsum(counts.rows)
+    off = np.abs(np.cumsum(counted * counts.rows) - np.cumsum(exact)[ends - 1]).max()
+
+    assert len(counts.rows) < rows
+    assert off <= counts.cumulative_error + 1e-6
+    assert counts.cumulative_error < 0.004 * labels.sum()
+
+
+def test_stated_loss_is_reached_by_the_worst_bucket() -> None:
+    """Six negatives, then three positives, in one bucket: the exact line lies 3 x 6 / 9 below the chord."""
+    predictions = np.float32(0.5) + np.arange(9, dtype=np.float32) * np.float32(2**-24)
+    labels = labels_of([0] * 6 + [1] * 3)
+    exact = IsotonicRegression().fit_transform(predictions.astype(np.float64), labels)
+
+    counts = ScoreCounts.of(predictions, labels)
+
+    assert counts.rows.tolist() == [9]
+    assert counts.cumulative_error == pytest.approx(2.0)
+    chord = np.arange(1, 10) * 3 / 9
+    assert np.abs(chord - np.cumsum(exact)).max() == pytest.approx(2.0)
+
+
+@given(
+    st.lists(
+        st.tuples(st.floats(0, 1, width=32) | st.sampled_from([0.0, -0.0, 1.0, 1e-45, 1e-38]), st.integers(0, 1)),
+        max_size=60,
+    ),
+    st.integers(0, 60),
+)
+def test_counts_of_parts_add_up_to_the_counts_of_all(rows: list[tuple[float, int]], cut: int) -> None:
+    """To the last bit, in either order, empty parts and denormals included; nothing is lost."""
+    scores, labels = float32([score for score, _ in rows]), labels_of([label for _, label in rows])
+    one, two = ScoreCounts.of(scores[:cut], labels[:cut]), ScoreCounts.of(scores[cut:], labels[cut:])
+
+    whole = ScoreCounts.of(scores, labels)
+
+    for added in (one + two, two + one):
+        for name in ("buckets", "rows", "score_sums", "positives"):
+            assert getattr(added, name).tolist() == getattr(whole, name).tolist()
+    assert whole.events == (labels.sum(), len(labels) - labels.sum())
+    assert whole.score_sums.sum() == pytest.approx(scores.astype(np.float64).sum())
+    assert len(set(whole.buckets.tolist())) == len(whole.buckets)
+
+
+def test_scores_of_a_bucket_are_close_and_in_order() -> None:
+    """At most 2^-12 of themselves apart, and a larger score is never in an earlier bucket."""
+    scores = np.sort(np.random.default_rng(0).lognormal(-3, 2, 100_000).clip(0, 1).astype(np.float32))
+    distinct = np.unique(scores)
+
+    counts = ScoreCounts.of(distinct, np.zeros(len(distinct), np.uint8))
+
+    ends = np.cumsum(counts.rows)
+    lowest, highest = distinct[ends - counts.rows], distinct[ends - 1]
+    assert (counts.rows > 1).any()
+    assert (highest <= lowest * np.float32(1 + 2**-12)).all()
+    means = counts.score_sums / counts.rows
+    assert (np.diff(means) > 0).all()
+
+
 def test_four_rows_by_hand() -> None:
     """Labels 0 1 | 0 1 at .1 .2 | .3 .4 pool to one half each: one block at the mean of all."""
-    knots = fit_isotonic(float32([0.1, 0.2, 0.3, 0.4]), labels_of([0, 1, 0, 1]), 1, 100)
+    knots = fit(float32([0.1, 0.2, 0.3, 0.4]), labels_of([0, 1, 0, 1]), 1, 100)
 
     assert knots.x.tolist() == [pytest.approx(0.25)]
     assert knots.y.tolist() == [0.5]
@@ -103,7 +180,7 @@ def test_knots_rise_strictly_with_enough_events_each(
     predictions, labels = percent(sample[0]), labels_of(sample[1])
     assume(events_min <= labels.sum() <= len(labels) - events_min)
 
-    knots = fit_isotonic(predictions, labels, events_min, blocks_max)
+    knots = fit(predictions, labels, events_min, blocks_max)
 
     assert (np.diff(knots.x) > DISTANCE_MIN / 2 * knots.x[:-1]).all()
     assert (np.diff(knots.y) > 0).all()
@@ -120,8 +197,8 @@ def test_order_of_rows_does_not_matter(sample: tuple[list[int], list[int]], rand
     assume(0 < sum(sample[1]) < len(sample[1]))
     pairs = list(zip(*sample, strict=True))
     random.shuffle(pairs)
-    knots = fit_isotonic(percent(sample[0]), labels_of(sample[1]), 1, 50)
-    shuffled = fit_isotonic(percent([p for p, _ in pairs]), labels_of([y for _, y in pairs]), 1, 50)
+    knots = fit(percent(sample[0]), labels_of(sample[1]), 1, 50)
+    shuffled = fit(percent([p for p, _ in pairs]), labels_of([y for _, y in pairs]), 1, 50)
 
     assert knots.x.tolist() == shuffled.x.tolist()
     assert knots.y.tolist() == shuffled.y.tolist()
@@ -129,7 +206,7 @@ def test_order_of_rows_does_not_matter(sample: tuple[list[int], list[int]], rand
 
 def test_constant_predictions_give_one_knot() -> None:
     """There is one thing to say: the base rate."""
-    knots = fit_isotonic(np.full(10, 0.3, np.float32), labels_of([1, 0, 0, 0, 0] * 2), 1, 50)
+    knots = fit(np.full(10, 0.3, np.float32), labels_of([1, 0, 0, 0, 0] * 2), 1, 50)
 
     assert (knots.x.tolist(), knots.y.tolist()) == ([pytest.approx(0.3)], [pytest.approx(0.2)])
 
@@ -137,7 +214,7 @@ def test_constant_predictions_give_one_knot() -> None:
 @pytest.mark.parametrize("prediction", [0.0, 1.0])
 def test_saturated_predictions_leave_a_usable_slope(prediction: float) -> None:
     """A raw probability of exactly 0 or 1 has room on one side only."""
-    knots = fit_isotonic(np.full(4, prediction, np.float32), labels_of([1, 0, 0, 0]), 1, 50)
+    knots = fit(np.full(4, prediction, np.float32), labels_of([1, 0, 0, 0]), 1, 50)
 
     assert 0 < knots.end_slope < 1
 
@@ -146,19 +223,28 @@ def test_saturated_predictions_leave_a_usable_slope(prediction: float) -> None:
 def test_one_class_only_is_refused(labels: list[int]) -> None:
     """There is nothing to fit a rise to."""
     with pytest.raises(ValueError, match="too few of one"):
-        fit_isotonic(float32([0.1, 0.2, 0.3]), labels_of(labels), 1, 50)
+        fit(float32([0.1, 0.2, 0.3]), labels_of(labels), 1, 50)
 
 
 def test_no_rows_are_refused() -> None:
     """An empty head has neither class."""
     with pytest.raises(ValueError, match="0 positives and 0 negatives"):
-        fit_isotonic(float32([]), labels_of([]), 1, 50)
+        fit(float32([]), labels_of([]), 1, 50)
 
 
-def test_nan_predictions_are_refused() -> None:
-    """They would sort anywhere."""
-    with pytest.raises(ValueError, match="NaN"):
-        fit_isotonic(float32([0.1, float("nan")]), labels_of([0, 1]), 1, 50)
+@pytest.mark.parametrize("score", [float("nan"), float("inf"), -0.1, 1.0001])
+def test_predictions_that_are_no_probabilities_are_refused(score: float) -> None:
+    """NaN would sort anywhere."""
+    with pytest.raises(ValueError, match="NaN or outside"):
+        ScoreCounts.of(float32([0.1, score]), labels_of([0, 1]))
+
+
+def test_denormal_predictions_are_calibrated_like_others() -> None:
+    """The smallest scores there are: one knot for zero and denormals, one far above."""
+    knots = fit(float32([0.0, 1e-45, 1e-40, 0.5, 0.5]), labels_of([0, 1, 0, 0, 1]), 1, 50)
+
+    assert knots.y.tolist() == [pytest.approx(1 / 3), pytest.approx(0.5)]
+    assert np.isfinite(apply_knots(knots, float32([0.0, 1e-45, 1.0]))).all()
 
 
 @pytest.mark.parametrize("rate", [1e-4, 0.01, 0.3, 1.0])
@@ -175,7 +261,7 @@ def test_prior_correction_follows_the_formula(rate: float) -> None:
 
 def test_lines_beyond_the_ends_stay_inside_zero_and_one() -> None:
     """So that no plateau ties the best, and no probability is certain."""
-    knots = fit_isotonic(float32([0.2, 0.3, 0.6, 0.7]), labels_of([0, 1, 1, 1]), 1, 50)
+    knots = fit(float32([0.2, 0.3, 0.6, 0.7]), labels_of([0, 1, 1, 1]), 1, 50)
 
     ends = apply_knots(knots, float32([0.0, 1.0]))
 

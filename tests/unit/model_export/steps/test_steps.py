@@ -69,6 +69,17 @@ def test_recalibration_trains_nothing(small_plan: MakePlan, tmp_path: Path) -> N
     assert knots_after <= 3 < knots_before
 
 
+def test_calibration_states_what_counting_scores_may_lose(small_plan: MakePlan, tmp_path: Path) -> None:
+    """A share of each head's positives, the method and its knots."""
+    artifacts = run_plan(small_plan(), tmp_path / "out")
+
+    calibration = json.loads((artifacts["calibrate"] / "calibration.json").read_text())
+    labels = next(RecordSet.open(artifacts["data"]).batches([5])).labels
+    assert [head["positives"] for head in calibration.values()] == labels.sum(axis=0).tolist()
+    assert all(0 <= head["cumulative_error"] < 0.1 for head in calibration.values())
+    assert calibration["like"]["method"] == "isotonic"
+
+
 def test_a_head_weight_changes_the_bundle_alone(small_plan: MakePlan, tmp_path: Path) -> None:
     """Weights are policy: no probability depends on them."""
     heads = "like = {{ weight = {} }}\nreply = {{ weight = 1 }}"
