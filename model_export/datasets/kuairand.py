@@ -14,9 +14,9 @@ import numpy as np
 
 from model_export.datasets.history import Ints
 from model_export.datasets.kuairand_features import FeatureSource
-from model_export.datasets.kuairand_folder import EPOCH, HEADS, Folder, epoch_day, read_folder
+from model_export.datasets.kuairand_folder import HEADS, Folder, read_folder
 from model_export.datasets.kuairand_tables import Column
-from model_export.datasets.records import DataError, Impressions, RecordSet, create, write_day
+from model_export.datasets.records import DataError, Impressions, RecordSet, create, epoch_date, epoch_day, write_day
 from service.schema import GROUPS, Schema
 
 
@@ -54,7 +54,7 @@ def convert(folder: Path, root: Path, first: datetime.date, last: datetime.date)
     starts, ends = np.searchsorted(content.log.day, days), np.searchsorted(content.log.day, days, side="right")
     for day, start, end in zip(days.tolist(), starts, ends, strict=True):
         if start == end:
-            raise DataError(f"{folder}: no impressions on {datetime.date.fromordinal(day + EPOCH)}")
+            raise DataError(f"{folder}: no impressions on {epoch_date(day)}")
         rows = np.arange(start, end)
         columns = source.columns(rows)
         schema = Schema(tuple(feature for feature, _ in columns), tuple(head for head, _ in HEADS))

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from model_export.datasets.history import Ints
-from model_export.datasets.records import DataError
+from model_export.datasets.records import DataError, epoch_day
 from service.schema import Head
 
 Floats = NDArray[np.float64]
@@ -37,7 +37,6 @@ HEADS: tuple[tuple[Head, str], ...] = (
     (Head("negative_feedback", 40.0, -1), "is_hate"),
 )
 
-EPOCH = datetime.date(1970, 1, 1).toordinal()
 SESSION_GAP_MS = 30 * 60_000
 LOCAL_OFFSET_MS = 8 * 3_600_000  # China Standard Time, which the log's dates are in
 _DAY_MS = 86_400_000
@@ -148,11 +147,6 @@ class Folder:
     history_length: Floats
     history_end_ms: Floats
     watch_lists: dict[str, WatchList]
-
-
-def epoch_day(date: datetime.date) -> int:
-    """Days since 1970-01-01."""
-    return date.toordinal() - EPOCH
 
 
 def read_folder(root: Path, last: datetime.date) -> Folder:

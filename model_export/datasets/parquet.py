@@ -15,6 +15,7 @@ Rows must be in order of time, over all files: so they stream, and memory does n
 
 from __future__ import annotations
 
+import datetime
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -26,7 +27,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from model_export.datasets.parquet_columns import READERS, ids, labels, texts, times
-from model_export.datasets.records import DataError, Impressions, RecordSet, create, data_path, day_writer
+from model_export.datasets.records import (
+    DataError,
+    Impressions,
+    RecordSet,
+    create,
+    data_path,
+    day_writer,
+    epoch_date,
+)
 from model_export.plan_table import unknown
 from service.schema import GROUPS, Feature, Group, Head, Kind, Schema
 
@@ -117,6 +126,22 @@ def convert(source: ParquetData, root: Path) -> RecordSet:
     return write_days(source, schema, root, days)
 
 
+def convert_dates(
+    source: ParquetData, schema: Schema, root: Path, first: datetime.date, last: datetime.date
+) -> RecordSet:
+    """Turns the days `first` to `last`, in UTC, both included, into a data set with a model's schema.
+
+    Raises:
+        DataError: There are no such days, or the source has no column for a feature or head; and as `convert`.
+    """
+    found = find_days(source)
+    days = [day for day in found if first <= epoch_date(day) <= last]
+    if not days:
+        there = f"{epoch_date(found[0])} to {epoch_date(found[-1])}" if found else "none at all"
+        raise DataError(f"{source.path}: no impressions from {first} to {last}; there are {there}")
+    return write_days(source, schema, root, days)
+
+
 def find_days(source: ParquetData) -> list[int]:
     """The days that there are impressions on, rising; checks that columns are there and rows in order of time."""
     _check_columns(source)
@@ -147,6 +172,9 @@ def write_days(source: ParquetData, schema: Schema, root: Path, days: Collection
     for name in (f"{feature.group}.{feature.name}" for feature in schema.features):
         if name not in source.features:
             raise DataError(f"features: the model's {name!r} has no column")
+    for head in schema.head_names:
+        if head not in source.labels:
+            raise DataError(f"labels: the model's {head!r} has no column")
     columns = (*source.labels.values(), *(feature.column for feature in source.features.values()))
     pieces = _pieces(source, [*asdict(source.ids).values(), *columns])
     for day, parts in groupby(pieces, key=lambda piece: piece[0]):

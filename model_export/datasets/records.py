@@ -16,6 +16,7 @@ Columns of a row:
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -32,6 +33,7 @@ from numpy.typing import NDArray
 from service.schema import GROUPS, Feature, Group, GroupLayout, Schema
 
 ID_COLUMNS = ("viewer_id", "author_id", "tweet_id", "session", "time_ms")
+_EPOCH = datetime.date(1970, 1, 1)
 
 
 class DataError(ValueError):
@@ -48,6 +50,16 @@ def data_path(path: str) -> Path:
     if "$" in resolved:
         raise DataError(f"{path}: an environment variable in it is not set")
     return Path(resolved)
+
+
+def epoch_day(date: datetime.date) -> int:
+    """Days since 1970-01-01: how a source of real impressions counts its days."""
+    return (date - _EPOCH).days
+
+
+def epoch_date(day: int) -> datetime.date:
+    """The date of such a day."""
+    return _EPOCH + datetime.timedelta(days=day)
 
 
 @dataclass(frozen=True)
@@ -95,6 +107,19 @@ class RecordSet:
         schema = Schema.from_json(json.loads((root / "schema.json").read_text()))
         days = tuple(sorted(int(path.stem.removeprefix("day=")) for path in root.glob("day=*.parquet")))
         return RecordSet(root, schema, days)
+
+    def for_model(self, schema: Schema) -> RecordSet:
+        """The same data with a model's features and heads; raises DataError where it lacks one or has another."""
+        there = {(feature.group, feature.name): feature for feature in self.schema.features}
+        for feature in schema.features:
+            if (feature.group, feature.name) not in there:
+                raise DataError(f"the data has no {feature.group}.{feature.name}, which the model reads")
+            if there[feature.group, feature.name] != feature:
+                raise DataError(f"{feature.group}.{feature.name}: other categories, kind or unit than the model's")
+        for head in schema.head_names:
+            if head not in self.schema.head_names:
+                raise DataError(f"the data has no labels for the model's head {head!r}")
+        return RecordSet(self.root, schema, self.days)
 
     def rows(self, days: Sequence[int]) -> int:
         """Impressions on these days, from the files' footers."""

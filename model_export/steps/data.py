@@ -5,7 +5,8 @@ from __future__ import annotations
 import datetime
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 from tqdm import tqdm
@@ -17,6 +18,7 @@ from model_export.datasets.records import DataError, RecordSet, data_path
 from model_export.datasets.world import generate
 from model_export.plan import Context, Step
 from model_export.plan_table import PlanError
+from service.schema import Schema
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,31 @@ def _run(context: Context) -> str:
         case Parameters(parquet=ParquetData() as source):
             return _read_parquet(source, context)
     raise AssertionError("unreachable: parameters name one source")
+
+
+def read_dates(
+    source: Parameters, path: Path, schema: Schema, first: datetime.date, last: datetime.date, root: Path
+) -> RecordSet:
+    """Real impressions of the dates `first` to `last`, both included, for a model that exists.
+
+    Args:
+        source: The reader, and how it is to read.
+        path: What it reads instead of the source's own path.
+        schema: The model's: its features, with its categories, and its heads are read.
+        first: As the source dates impressions.
+        last: Likewise, not before `first`.
+        root: Where the data set is written.
+
+    Raises:
+        PlanError: There are no such impressions, or they are not what the model reads.
+    """
+    with _refused():
+        match source:
+            case Parameters(kuairand=KuaiRandData()):
+                return kuairand.convert(path, root, first, last).for_model(schema)
+            case Parameters(parquet=ParquetData() as mapping):
+                return parquet.convert_dates(replace(mapping, path=str(path)), schema, root, first, last)
+    raise PlanError("data: is the plan's own world, which has no dates; wants kuairand or parquet")
 
 
 def _simulate(world: WorldData, context: Context) -> str:

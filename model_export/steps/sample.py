@@ -56,6 +56,7 @@ class SampleInfo:
         used: By head, how many examples train it.
         row_counts: For each row of the encoding, how many training examples have that bin or category.
         raw_counts: Likewise for each raw value.
+        days: First and last day that each part was taken from; empty where an older sample does not say.
     """
 
     encoding: str
@@ -66,6 +67,7 @@ class SampleInfo:
     used: dict[str, int]
     row_counts: list[int]
     raw_counts: list[int]
+    days: dict[str, list[int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,7 @@ def _run(context: Context) -> str:
         used=dict(zip(names, counts.used.tolist(), strict=True)),
         row_counts=counts.rows.tolist(),
         raw_counts=counts.raws.tolist(),
+        days={part: [days[part][0], days[part][-1]] for part in ("train", "validate")},
     )
     (context.out / "sample.json").write_text(json.dumps(asdict(info), indent=1))
     kept = ", ".join(f"{name} {rate:.2%}" for name, rate in info.rates.items())

@@ -11,6 +11,7 @@ import numpy as np
 
 from model_export.artifact import artifact_document
 from model_export.bundle import golden_file, signed_weights
+from model_export.datasets.records import RecordSet
 from model_export.graph import Precision, signature
 from model_export.parity import check_parity
 from model_export.plan import Context, Step
@@ -75,6 +76,8 @@ def _run(context: Context) -> str:
 def _stated(context: Context, schema: Schema) -> dict[str, Any]:
     """What the manifest says of how the model came to be."""
     sample = load_info(context.inputs["sample"])
+    days = context.plan.split.days(RecordSet.open(context.inputs["data"]))
+    learned = {part: [days[part][0], days[part][-1]] for part in ("train", "validate", "calibrate") if part in days}
     calibration = json.loads((context.inputs["calibrate"] / "calibration.json").read_text())
     world = artifact_document(context.inputs["data"])["parameters"].get("world")
     return {
@@ -82,7 +85,13 @@ def _stated(context: Context, schema: Schema) -> dict[str, Any]:
         "law": world["law"] if world else None,
         "plan": context.plan.to_json(),
         "metrics": {
-            "training": {"impressions": sample.rows, "examples": sample.examples, "positives": sample.positives},
+            "training": {
+                "impressions": sample.rows,
+                "examples": sample.examples,
+                "positives": sample.positives,
+                # First and last day of each part: the sample's own, should it come from another run.
+                "days": learned | sample.days,
+            },
             "test": json.loads((context.inputs["test"] / "metrics.json").read_text()),
         },
         "calibration": {
@@ -93,7 +102,7 @@ def _stated(context: Context, schema: Schema) -> dict[str, Any]:
 
 
 STEP = Step(
-    version=1,
+    version=2,
     parameters=Parameters,
     inputs=("data", "sample", "train", "export", "calibrate", "test"),
     parts=("split", "features", "heads", "weights"),
