@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from model_export.plan_table import PlanError
+from model_export.artifact import ARTIFACT_FILE, artifact_document
+from model_export.plan import Context, FeaturePlan, HeadPlan, Plan, Split
+from model_export.plan_table import PlanError, parse_table
 from model_export.run import RUN_FILE
 
 
@@ -43,6 +45,24 @@ class FinishedRun:
         if not self.artifacts[step].is_dir():
             raise PlanError(f"{self.artifacts[step]} is gone; carry out the plan again")
         return self.artifacts[step]
+
+    def artifact_beside(self, step: str) -> Path | None:
+        """The newest artifact of a step in the directory, the run's or another's, made from this run's artifacts."""
+        found = []
+        for path in self.directory.glob(f"{step}-*"):
+            if not (path / ARTIFACT_FILE).exists():
+                continue  # not finished
+            inputs = artifact_document(path)["inputs"]
+            if all(name in self.artifacts and self.artifacts[name].name == made for name, made in inputs.items()):
+                found.append(path)
+        return max(found, key=lambda path: path.stat().st_mtime_ns, default=None)
+
+    def context(self, parameters: Any) -> Context:
+        """What a step with these parameters would be run with, its plan without steps."""
+        heads = {name: HeadPlan(**head) for name, head in self.plan["heads"].items()}
+        features = parse_table(FeaturePlan, self.plan["features"], "features")
+        plan = Plan(Split(**self.plan["split"]), features, heads, steps=())
+        return Context(plan, parameters, self.artifacts, self.directory)
 
     def metrics(self) -> dict[str, dict[str, float]]:
         """Figures of each head on the test days, by head: see `model_export.evaluate.evaluate_graph`."""

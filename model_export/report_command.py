@@ -11,7 +11,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from model_export.artifact import ARTIFACT_FILE, artifact_document
+from model_export.artifact import artifact_document
 from model_export.datasets.records import RecordSet
 from model_export.finished_run import FinishedRun
 from model_export.plan import Split
@@ -118,16 +118,10 @@ def _facts(finished: FinishedRun, bundle: Bundle) -> str:
 
 def _baselines(finished: FinishedRun) -> Mapping[str, Any] | None:
     """The newest baselines in the run's directory that were held against this very model."""
-    found = []
-    for artifact in finished.directory.glob("baselines-*"):
-        if not (artifact / ARTIFACT_FILE).exists():
-            continue  # not finished
-        inputs = artifact_document(artifact)["inputs"]
-        if all(finished.artifacts[step].name == name for step, name in inputs.items()):
-            found.append(artifact / REPORT)
-    if not found:
+    artifact = finished.artifact_beside("baselines")
+    if artifact is None:
         return None
-    document: dict[str, Any] = json.loads(max(found, key=lambda path: path.stat().st_mtime_ns).read_text())
+    document: dict[str, Any] = json.loads((artifact / REPORT).read_text())
     return document
 
 
