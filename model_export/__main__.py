@@ -14,6 +14,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "compare": ("model_export.compare_command", "show two runs side by side: their plans and their figures"),
     "report": ("model_export.report_command", "draw a run as one HTML page, print its path"),
     "served-log": ("model_export.served_log_command", "turn a served log into a Parquet file"),
+    "bench": ("model_export.bench_command", "time a run's graph beside what it replaces, and hold it against the net"),
+    "served-log": ("model_export.served_log_command", "turn a served log into a Parquet file"),
     "sample-request": ("model_export.sample_request", "print a request to try a server with"),
     "evaluate": ("model_export.evaluate_command", "say how good a bundle's probabilities are on a world of its own"),
 }
