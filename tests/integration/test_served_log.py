@@ -9,18 +9,17 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import grpc
+import pyarrow.parquet as pq
 import pytest
 
+from model_export.__main__ import main as trainer
 from service import config
 from service.experiments import Experiments
 from service.generated.timelines.ranking.v1 import ranking_pb2 as pb
 from service.generated.timelines.ranking.v1 import ranking_pb2_grpc
-from service.generated.timelines.ranking.v1.served_log_pb2 import ServedRecord
 from service.model import load_model
 from service.policy import Policy
 from service.served_log import LogFiles, read_log
@@ -40,44 +39,6 @@ salt = "2"
 arms = [{name = "on", share = 1, exploration_epsilon = 0.5}]
 """
 HOUR_MS = 3_600_000
-
-
-class Row(NamedTuple):
-    """A row of the served log as Parquet."""
-
-    request_id: str
-    viewer_id: int
-    experiment: str
-    arm: str
-    model_version: str
-    served_at_ms: int
-    tweet_id: int
-    section: str
-    position: int
-    score: float
-    inclusion_probability: float
-
-
-def rows(record: ServedRecord) -> Iterator[Row]:
-    """What the record comes to: a row per Tweet and experiment."""
-    response = pb.RankTimelineResponse.FromString(record.response)
-    sections = {"icymi": response.icymi, "ranked": response.ranked, "remainder": response.remainder}
-    places = [(name, i, section) for name, section in sections.items() for i in range(len(section.tweet_ids))]
-    for experiment, arm in response.served_by.arms.items():
-        for (name, i, section), probability in zip(places, record.inclusion_probabilities, strict=True):
-            yield Row(
-                response.request_id,
-                record.viewer_id,
-                experiment,
-                arm,
-                response.served_by.model_version,
-                record.served_at_ms,
-                section.tweet_ids[i],
-                name,
-                i,
-                section.scores[i],
-                probability,
-            )
 
 
 def request(number: int) -> pb.RankTimelineRequest:
@@ -122,7 +83,7 @@ def test_every_timeline_is_in_the_log(toy_bundle: Path, tmp_path: Path) -> None:
     assert 30 < len(with_features) < 70
 
 
-def test_the_log_says_all_that_its_parquet_form_needs(toy_bundle: Path, tmp_path: Path) -> None:
+def test_the_log_becomes_a_table(toy_bundle: Path, tmp_path: Path) -> None:
     """A row per Tweet and experiment, positions from 0 in each section, the exploration's probabilities.
 
     Tweet 1 is in ICYMI; 3 holds the one ranked slot, and gives it to 2 or 4 half of the time.
@@ -131,24 +92,23 @@ def test_the_log_says_all_that_its_parquet_form_needs(toy_bundle: Path, tmp_path
     flags = ["--served-log", str(tmp_path / "log"), "--experiments", str(tmp_path / "experiments.toml")]
     with serving(toy_bundle, *flags) as addresses:
         (response,) = rank(addresses, [request(0)])
-    (record,) = read_log(tmp_path / "log")
-    found = list(rows(record))
+    table = tmp_path / "served.parquet"
+    assert trainer(["served-log", str(tmp_path / "log"), "--out", str(table)]) == 0
+    found = pq.read_table(table).to_pylist()
 
     assert len(found) == 2 * 4
-    assert {(row.experiment, row.arm) for row in found} == {("sizes", "all"), ("exploring", "on")}
-    by_tweet = {row.tweet_id: row for row in found}
-    assert {tweet: row.inclusion_probability for tweet, row in by_tweet.items()} == {1: 1, 2: 0.25, 3: 0.5, 4: 0.25}
-    assert by_tweet[1][7:9] == ("icymi", 0)
-    assert [(row.section, row.position) for row in sorted(found[:4], key=lambda row: (row.section, row.position))] == [
-        ("icymi", 0),
-        ("ranked", 0),
-        ("remainder", 0),
-        ("remainder", 1),
-    ]
-    assert by_tweet[response.ranked.tweet_ids[0]].score == response.ranked.scores[0]
-    assert (by_tweet[1].request_id, by_tweet[1].viewer_id) == ("r0", 1)
-    assert by_tweet[1].model_version == response.served_by.model_version
-    assert abs(by_tweet[1].served_at_ms - (tmp_path / "log").stat().st_mtime_ns // 1_000_000) < 600_000
+    assert {(row["experiment"], row["arm"]) for row in found} == {("sizes", "all"), ("exploring", "on")}
+    probabilities = {row["tweet_id"]: row["inclusion_probability"] for row in found}
+    assert probabilities == {1: 1, 2: 0.25, 3: 0.5, 4: 0.25}
+    places = [(row["section"], row["position"]) for row in found]
+    assert places == 2 * [("icymi", 0), ("ranked", 0), ("remainder", 0), ("remainder", 1)]
+    icymi, ranked = found[:2]
+    assert icymi["tweet_id"] == 1
+    assert (ranked["tweet_id"], ranked["score"]) == (response.ranked.tweet_ids[0], response.ranked.scores[0])
+    assert {(row["request_id"], row["viewer_id"], row["model_version"]) for row in found} == {
+        ("r0", 1, response.served_by.model_version)
+    }
+    assert abs(icymi["served_at_ms"] - (tmp_path / "log").stat().st_mtime_ns // 1_000_000) < 600_000
 
 
 def test_scores_alone_are_not_logged(toy_bundle: Path, tmp_path: Path) -> None:
