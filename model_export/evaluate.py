@@ -76,9 +76,13 @@ def reliability(p: Array, predicted: Array, bins: int = 20) -> tuple[NDArray[np.
 
 
 def evaluate_graph(
-    graph: onnxruntime.InferenceSession, records: RecordSet, days: Sequence[int], positives: Mapping[str, int]
+    graph: onnxruntime.InferenceSession,
+    records: RecordSet,
+    days: Sequence[int],
+    positives: Mapping[str, int],
+    calibrated: bool = True,
 ) -> dict[str, dict[str, float]]:
-    """Figures of each head's calibrated probabilities on some days, by head.
+    """Figures of each head's probabilities on some days, by head.
 
     In a simulated world figures are expected values. They are taken under the reachable probabilities: what a graph
     answers is a function of what the request carries, and given that the expectation of the true probability *is* the
@@ -90,6 +94,7 @@ def evaluate_graph(
         records: With the schema that the graph was made for.
         days: What to evaluate on.
         positives: By head, in the training data before sampling; reported beside the figures.
+        calibrated: Whether to look at the calibrated probabilities or at the raw ones.
 
     Returns:
         rce, pr_auc, calibration_error, positives, evaluated_positives (labels drawn in these days); in a simulated
@@ -97,7 +102,7 @@ def evaluate_graph(
     """
     predicted, labels, reachable = [], [], []
     for impressions in tqdm(records.batches(days), desc="evaluate", unit="batch", leave=False):
-        predicted.append(score(graph, impressions)[1])
+        predicted.append(score(graph, impressions)[int(calibrated)])
         labels.append(impressions.labels)
         if impressions.reachable is not None:
             reachable.append(impressions.reachable)

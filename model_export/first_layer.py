@@ -13,6 +13,7 @@ is decided like this:
 from __future__ import annotations
 
 from statistics import NormalDist
+from typing import Literal
 
 import numpy as np
 import torch
@@ -95,10 +96,22 @@ def normal_scores(counts: Counts) -> NDArray[np.float32]:
     return scores.astype(np.float32)
 
 
+# What the layer can be trained without, to see what it gives: the online scaling of raw values, their biases.
+Part = Literal["normalization", "feature_bias"]
+
+
 class FirstLayer(nn.Module):
     """h = bias + sum of the rows of what is present: (bins, raw values [n, R], NaN = absent) -> [n, K]."""
 
-    def __init__(self, encoding: Encoding, units: int, directions: int, row_counts: Counts, raw_counts: Counts):
+    def __init__(
+        self,
+        encoding: Encoding,
+        units: int,
+        directions: int,
+        row_counts: Counts,
+        raw_counts: Counts,
+        without: Part | None = None,
+    ):
         """Draws the starting weights.
 
         Args:
@@ -107,15 +120,17 @@ class FirstLayer(nn.Module):
             directions: Of each slot (`SpannedRows`); 0: every row is free.
             row_counts: [rows], training examples that have each bin or category.
             raw_counts: [R], training examples that have each raw value.
+            without: What to train without.
         """
         super().__init__()
+        self._normalized = without != "normalization"
         raws = len(encoding.raw_names)
         spanned = directions > 0
         self.table = (
             SpannedRows(encoding, units, row_counts, directions) if spanned else FreeRows(encoding, units, row_counts)
         )
         self.raw_weights = nn.Parameter(torch.randn(raws, units) / max(raws, 1) ** 0.5)
-        self.raw_bias = nn.Parameter(torch.zeros(raws))
+        self.raw_bias = nn.Parameter(torch.zeros(raws), requires_grad=without != "feature_bias")
         self.bias = nn.Parameter(torch.zeros(units))
         self.running_max: Tensor
         self.register_buffer("running_max", torch.zeros(raws))
@@ -129,8 +144,18 @@ class FirstLayer(nn.Module):
         if self.training and len(raw):
             torch.maximum(self.running_max, raw.abs().amax(dim=0), out=self.running_max)
         scaled = (raw / self.scale()).clamp(-1.0, 1.0)
+        if not self._normalized:
+            scaled = scaled * self.scale()
         values = (scaled + self.raw_bias).masked_fill(absent, 0.0)
         return sum_rows(bins, self.table()) + values @ self.raw_weights + self.bias
+
+    def normalize(self) -> None:
+        """Turns a layer that was trained without normalization into the normalized one that computes the same."""
+        if not self._normalized:
+            with torch.no_grad():
+                self.raw_weights.mul_(self.scale().unsqueeze(1))
+                self.raw_bias.div_(self.scale())
+            self._normalized = True
 
     def scale(self) -> Tensor:
         """What raw values are divided by: [R], positive."""

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from model_export.encode import Encoding
-from model_export.first_layer import Counts, FirstLayer
+from model_export.first_layer import Counts, FirstLayer, Part
 from model_export.sparse import SparseRows
 from model_export.weights import Binned, Categorical, Cross, Dense, Dots, GroupWeights, NetWeights, Raw, Towers
 from service.schema import GROUPS, Group
@@ -89,6 +89,7 @@ class Network(nn.Module):
         heads: int,
         row_counts: Counts | None = None,
         raw_counts: Counts | None = None,
+        without: Part | None = None,
     ):
         """Draws the starting weights from torch's generator.
 
@@ -98,6 +99,7 @@ class Network(nn.Module):
             heads: Logits.
             row_counts: As `FirstLayer` takes them; None: all alike.
             raw_counts: Likewise.
+            without: As `FirstLayer` takes it.
         """
         super().__init__()
         self.plan = plan
@@ -106,7 +108,7 @@ class Network(nn.Module):
         units = heads if linear else plan.units
         row_counts = np.ones(encoding.rows, np.int64) if row_counts is None else row_counts
         raw_counts = np.ones(len(encoding.raw_names), np.int64) if raw_counts is None else raw_counts
-        self.first = FirstLayer(encoding, units, 0 if linear else plan.directions, row_counts, raw_counts)
+        self.first = FirstLayer(encoding, units, 0 if linear else plan.directions, row_counts, raw_counts, without)
         self.dropout = nn.Dropout(plan.dropout)
         widths = (units, *plan.hidden)
         crosses = plan.crosses if plan.trunk == "dcn" else 0

@@ -13,6 +13,7 @@ import torch
 from tqdm import tqdm
 
 from model_export.encode import make_encoding
+from model_export.first_layer import Part
 from model_export.network import Network, NetworkPlan
 from model_export.plan import Context, FeaturePlan, Step
 from model_export.plan_table import PlanError, parse_table
@@ -31,10 +32,12 @@ class Parameters(TrainingPlan):
     Attributes:
         network: The shape.
         threads: Of torch; another number may round sums another way.
+        without: A part of the first layer that the net is trained without, to see what it gives.
     """
 
     network: NetworkPlan = field(default_factory=NetworkPlan)
     threads: int = 2
+    without: Part | None = None
 
 
 def load_trained(artifact: Path, schema: Schema) -> Network:
@@ -60,12 +63,13 @@ def _run(context: Context) -> str:
 
     torch.manual_seed(parameters.seed)
     row_counts, raw_counts = np.array(sample.info.row_counts), np.array(sample.info.raw_counts)
-    network = Network(parameters.network, encoding, len(schema.heads), row_counts, raw_counts)
+    network = Network(parameters.network, encoding, len(schema.heads), row_counts, raw_counts, parameters.without)
     network.set_base_logits(_base_logits(sample))
     training = Training(network, parameters, sample.train)
     _train(training, sample, schema, context.out / _CHECKPOINT)
 
     network.load_state_dict(training.best)
+    network.first.normalize()
     save_discretizer(discretizer, context.out)
     model = {
         "schema_hash": schema.hash,
@@ -73,7 +77,7 @@ def _run(context: Context) -> str:
         "network": asdict(parameters.network),
     }
     (context.out / "model.json").write_text(json.dumps(model, indent=1))
-    arrays: dict[str, Any] = {name: value.numpy() for name, value in training.best.items()}
+    arrays: dict[str, Any] = {name: value.numpy() for name, value in network.state_dict().items()}
     np.savez(context.out / "network.npz", **arrays)
     (context.out / "history.json").write_text(json.dumps([asdict(epoch) for epoch in training.history], indent=1))
     (context.out / _CHECKPOINT).unlink()

@@ -174,6 +174,34 @@ def test_values_beyond_the_running_max_are_held_at_one(encoding: Encoding) -> No
     assert layer.running_max[0] == 2.0
 
 
+def test_without_normalization_values_enter_as_they_are(encoding: Encoding) -> None:
+    """By hand while training; normalized afterwards it computes the same, up to the largest value that it saw."""
+    ones = np.ones(encoding.rows, int), np.ones(len(encoding.raw_names), int)
+    layer = FirstLayer(encoding, 3, 2, *ones, without="normalization").train()
+    torch.nn.init.normal_(layer.raw_bias)
+    inputs = raw_inputs(encoding, [[2.0, -30.0], [float("nan"), 4.0]])
+    weights, bias = layer.raw_weights.detach().clone(), layer.raw_bias.detach().clone()
+
+    before = layer(*inputs)
+    layer.normalize()
+
+    expected = layer.bias + (2.0 + bias[0]) * weights[0] + (-30.0 + bias[1]) * weights[1]
+    torch.testing.assert_close(before[0], expected)
+    torch.testing.assert_close(before[1], layer.bias + (4.0 + bias[1]) * weights[1])
+    torch.testing.assert_close(layer.eval()(*inputs), before)
+    torch.testing.assert_close(layer.raw_weights[1], 30.0 * weights[1])
+
+
+def test_without_feature_bias_it_stays_zero(encoding: Encoding) -> None:
+    """The gradient reaches the weights of a value, not its bias; with the bias it reaches both."""
+    for without, moves in (("feature_bias", False), (None, True)):
+        ones = np.ones(encoding.rows, int), np.ones(len(encoding.raw_names), int)
+        layer = FirstLayer(encoding, 3, 2, *ones, without=without)  # type: ignore[arg-type]  # two of its literals
+        layer(*raw_inputs(encoding, [[2.0]])).sum().backward()
+        assert layer.raw_weights.grad is not None
+        assert (layer.raw_bias.grad is not None) == moves
+
+
 @pytest.mark.parametrize("directions", [0, 1, 2, 4])
 def test_what_no_example_had_contributes_nothing(directions: int, encoding: Encoding) -> None:
     """Rows and raw values never seen start at zero, and training does not move them."""
