@@ -11,6 +11,7 @@ from service.commands import run_command
 COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("model_export.run_command", "carry out a training plan, print the path of its bundle"),
     "baselines": ("model_export.baselines_command", "hold a plan's net against logistic regression and trees"),
+    "ablations": ("model_export.ablations_command", "show what each part of a plan gives, by doing without it"),
     "compare": ("model_export.compare_command", "show two runs side by side: their plans and their figures"),
     "report": ("model_export.report_command", "draw a run as one HTML page, print its path"),
     "served-log": ("model_export.served_log_command", "turn a served log into a Parquet file"),
