@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from service.connections import Connections
 from service.cpus import cpus
 from service.limits import Limits
 from service.tls import Tls
@@ -45,6 +46,7 @@ class Config:
             need that long to notice.
         grace_ms: How long calls under way may then take to end.
         limits: What a request may ask for.
+        connections: What holds for connections.
         tls: How the gRPC port is secured; None: not at all.
     """
 
@@ -64,6 +66,7 @@ class Config:
     drain_ms: int
     grace_ms: int
     limits: Limits
+    connections: Connections
     tls: Tls | None = None
 
     def __post_init__(self) -> None:
@@ -91,6 +94,11 @@ class Config:
             raise ConfigError(
                 f"grace_ms {self.grace_ms} is shorter than default_deadline_ms {self.limits.default_deadline_ms}"
             )
+        # A connection would be leaving for longer than it is of use.
+        if self.connections.connection_age_ms < self.grace_ms:
+            raise ConfigError(
+                f"connection_age_ms {self.connections.connection_age_ms} is shorter than grace_ms {self.grace_ms}"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +118,13 @@ _LIMIT_HELP = {
     "message_bytes_max": "bytes of a request",
     "streams_max": "calls at a time on one connection",
     "default_deadline_ms": "milliseconds for a call that comes without a deadline",
+}
+_CONNECTIONS_HELP = {
+    "connections_max": "connections at a time",
+    "connection_age_ms": "milliseconds after which a connection is told to go away, a tenth more or less",
+    "keepalive_ms": "milliseconds of silence after which a connection is pinged, and after as many more closed",
+    "ping_interval_min_ms": "milliseconds between pings of a client; those that ping more often are sent away",
+    "header_bytes_max": "bytes of a call's headers",
 }
 
 
@@ -136,6 +151,7 @@ def _flags() -> tuple[_Flag, ...]:
         _Flag("tls_client_ca", Path, None, "PEM file; clients must show a certificate that leads to one in it"),
         _Flag("tls_allow", str, None, "names, with commas between; callers must have one in their certificate"),
         *(_Flag(f.name, int, f.default, _LIMIT_HELP[f.name]) for f in fields(Limits)),
+        *(_Flag(f.name, int, f.default, _CONNECTIONS_HELP[f.name]) for f in fields(Connections)),
     )
 
 
@@ -160,13 +176,13 @@ def from_arguments(arguments: argparse.Namespace, environment: Mapping[str, str]
             raise ConfigError(f"{name} is {text!r}, not a number") from error
     if values["bundle"] is None and values["model_repository"] is None:
         values["bundle"] = DEFAULT_BUNDLE
-    limits = {f.name: values.pop(f.name) for f in fields(Limits)}
+    limits, connections = ({f.name: values.pop(f.name) for f in fields(kind)} for kind in (Limits, Connections))
     tls = {name: values.pop(f"tls_{name}") for name in ("cert", "key", "client_ca", "allow")}
     try:
-        return Config(**values, limits=Limits(**limits), tls=_tls(**tls))
+        return Config(**values, limits=Limits(**limits), connections=Connections(**connections), tls=_tls(**tls))
     except ConfigError:
         raise
-    except ValueError as error:  # from Limits or Tls
+    except ValueError as error:  # from Limits, Connections or Tls
         raise ConfigError(str(error)) from error
 
 

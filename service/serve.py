@@ -61,6 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _serve(config: Config, experiments: Experiments, stop: threading.Event, hurry: threading.Event) -> int:
     try:
+        config.connections.reserve_descriptors()
         server = Server(config, experiments.arms)
         server.start()
     except (OSError, TlsError) as error:

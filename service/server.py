@@ -82,6 +82,7 @@ class Server:
                 ("grpc.max_send_message_length", -1),  # an answer is smaller than its request
                 ("grpc.max_concurrent_streams", limits.streams_max),
                 ("grpc.so_reuseport", 0),  # a second server on the port is a mistake, and shall fail
+                *config.connections.options(config.grace_ms),
             ),
         )
         self._ports = (0, 0)

@@ -75,6 +75,13 @@ def test_other_variables_are_none_of_ours() -> None:
             {},
             "tls_allow has an empty name",
         ),
+        (
+            ("--connection-age-ms", "5000", "--keepalive-ms", "2000"),
+            {},
+            "connection_age_ms 5000 is shorter than grace_ms 10000",
+        ),
+        (("--connection-age-ms", "20000"), {}, "connection_age_ms 20000 is shorter than twice keepalive_ms 60000"),
+        (("--header-bytes-max", "0"), {}, "header_bytes_max 0 is not between 1 and 2147483647"),
         (("--slowdown-max", "0.5"), {}, "slowdown_max 0.5 is not between 1 and 1000"),
         (("--grace-ms", "10"), {}, "grace_ms 10 is shorter than default_deadline_ms 1000"),
         (("--message-bytes-max", "1000"), {}, "message_bytes_max 1000 is too small for rows_max 5000: ids and times"),

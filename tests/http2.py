@@ -1,0 +1,67 @@
+"""HTTP/2 frame by frame, for what no gRPC client lets one do."""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+SETTINGS, PING, GOAWAY = 4, 6, 7
+ACK = 1
+PATIENCE_S = 60
+
+
+class Frame(NamedTuple):
+    """One frame, on whatever stream."""
+
+    kind: int
+    flags: int
+    payload: bytes
+
+
+def frame(kind: int, flags: int = 0, stream: int = 0, payload: bytes = b"") -> bytes:
+    """The bytes of a frame."""
+    return struct.pack(">I", len(payload))[1:] + struct.pack(">BBI", kind, flags, stream) + payload
+
+
+# What every client says first.
+GREETING = PREFACE + frame(SETTINGS)
+
+
+@contextmanager
+def connect(address: str) -> Iterator[socket.socket]:
+    """A connection to HOST:PORT on which nothing was said yet."""
+    host, _, port = address.rpartition(":")
+    with socket.create_connection((host, int(port)), timeout=PATIENCE_S) as connection:
+        yield connection
+
+
+def frames(connection: socket.socket) -> Iterator[Frame]:
+    """What the other side sends until it closes the connection."""
+    buffer = b""
+    while True:
+        while len(buffer) < 9 or len(buffer) < 9 + int.from_bytes(buffer[:3]):
+            try:
+                received = connection.recv(65_536)
+            except ConnectionResetError:
+                return
+            if not received:
+                return
+            buffer += received
+        end = 9 + int.from_bytes(buffer[:3])
+        yield Frame(buffer[3], buffer[4], buffer[9:end])
+        buffer = buffer[end:]
+
+
+def last_words(connection: socket.socket, answers_pings: bool = True, with_its_answer: bytes = b"") -> str:
+    """Reads until the other side closes the connection; gives the reason of its last GOAWAY, or nothing."""
+    reason = ""
+    for received in frames(connection):
+        if received.kind == GOAWAY:
+            reason = received.payload[8:].decode()
+        elif received.kind == PING and not received.flags & ACK and answers_pings:
+            connection.sendall(frame(PING, ACK, payload=received.payload) + with_its_answer)
+    return reason
