@@ -109,6 +109,9 @@ class Network(nn.Module):
         row_counts = np.ones(encoding.rows, np.int64) if row_counts is None else row_counts
         raw_counts = np.ones(len(encoding.raw_names), np.int64) if raw_counts is None else raw_counts
         self.first = FirstLayer(encoding, units, 0 if linear else plan.directions, row_counts, raw_counts, without)
+        if linear:  # Nothing breaks a symmetry here: what is drawn would only be noise in the logits.
+            for weights in (*self.first.table.parameters(), self.first.raw_weights):
+                nn.init.zeros_(weights)
         self.dropout = nn.Dropout(plan.dropout)
         widths = (units, *plan.hidden)
         crosses = plan.crosses if plan.trunk == "dcn" else 0
