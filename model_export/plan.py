@@ -13,7 +13,7 @@ from __future__ import annotations
 import importlib
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,8 +27,8 @@ class Split:
     """How many of the data's days, in order of time, each part gets; together they are all days.
 
     Attributes:
-        train: Days that the discretizer and the net are fitted on.
-        validate: Days that training is watched on.
+        train: Days that the discretizer and the net are fitted on; 0 where both come from another run.
+        validate: Days that training is watched on; likewise.
         calibrate: Days that probabilities are calibrated on.
         test: Days that the finished graph is tested on.
     """
@@ -39,19 +39,30 @@ class Split:
     test: int
 
     def __post_init__(self) -> None:
-        if min(asdict(self).values()) < 1:
-            raise ValueError("each part needs at least one day")
+        if min(self.train, self.validate) < 0 or min(self.calibrate, self.test) < 1:
+            raise ValueError("calibrate and test need at least one day each, and no part has fewer than none")
 
     def days(self, records: RecordSet) -> dict[str, tuple[int, ...]]:
-        """The days of each part, by its name; raises PlanError if they are not all days of the data."""
+        """The days of each part that has any, by its name: asking for another raises PlanError.
+
+        Raises:
+            PlanError: They are not all days of the data.
+        """
         if (wanted := sum(asdict(self).values())) != len(records.days):
             raise PlanError(f"split: {wanted} days, but the data has {len(records.days)}")
-        parts: dict[str, tuple[int, ...]] = {}
-        start = 0
+        parts, start = _Days(), 0
         for name, count in asdict(self).items():
-            parts[name] = records.days[start : start + count]
+            if count:
+                parts[name] = records.days[start : start + count]
             start += count
         return parts
+
+
+class _Days(dict[str, tuple[int, ...]]):
+    """A part without days can not be learned from."""
+
+    def __missing__(self, part: str) -> tuple[int, ...]:
+        raise PlanError(f"split: there are no days to {part} on")
 
 
 @dataclass(frozen=True)
@@ -105,6 +116,11 @@ class Context:
     out: Path
 
 
+def no_files(_parameters: Any) -> Mapping[str, Path]:
+    """For a step that reads nothing but its inputs."""
+    return {}
+
+
 @dataclass(frozen=True)
 class Step:
     """One kind of step.
@@ -116,6 +132,8 @@ class Step:
         parts: Parts of the plan that it looks at.
         run: Writes the artifact and returns a line that sums it up.
         resumable: What an interrupted run left in `out` is there again in the next.
+        files: From the parameters, files outside the run that the step reads, by a name of theirs: their content has a
+            part in the artifact's name. May raise PlanError.
     """
 
     version: int
@@ -124,6 +142,7 @@ class Step:
     parts: tuple[Part, ...]
     run: Callable[[Context], str]
     resumable: bool = False
+    files: Callable[[Any], Mapping[str, Path]] = no_files
 
 
 @dataclass(frozen=True)
@@ -259,6 +278,10 @@ def _plan_step(module_name: str, table: Any) -> PlannedStep:
     source = table.pop("from", None)
     if source is not None and not isinstance(source, str):
         raise PlanError(f"{name}.from: {source!r} is not a run's directory")
+    keys = ("from", *(key.name for key in fields(step.parameters)))
+    for key in table:
+        if key not in keys:
+            raise PlanError(f"{name}: {unknown(key, keys)}")
     return PlannedStep(name, step, parse_table(step.parameters, table, name), source)
 
 

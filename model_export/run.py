@@ -3,8 +3,9 @@
     <out>/<step>-<hash>/    what the step wrote, and artifact.json: what it was made from
     <out>/run.json          the resolved plan and the artifact of each of its steps
 
-The hash is over the step's parameters, the parts of the plan that it looks at, its version and its inputs' hashes: a
-change reruns what depends on it and nothing before it. Artifacts are written under another name and then renamed.
+The hash is over the step's parameters, the parts of the plan that it looks at, its version, its inputs' hashes and the
+content of files outside the run that it reads: a change reruns what depends on it and nothing before it. Artifacts are
+written under another name and then renamed.
 """
 
 from __future__ import annotations
@@ -12,12 +13,14 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import os
 import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from model_export.artifact import ARTIFACT_FILE, artifact_document
 from model_export.plan import Context, Plan, PlannedStep
@@ -55,13 +58,15 @@ def _artifact(plan: Plan, planned: PlannedStep, artifacts: Mapping[str, Path], o
         _report(planned.name, f"from {planned.source}: {artifact_document(path)['summary']}")
         return path
     inputs = {name: artifacts[name] for name in planned.step.inputs}
-    document = {
+    document: dict[str, Any] = {
         "step": planned.name,
         "version": planned.step.version,
         "parameters": planned.table,
         "parts": {name: plan.part(name) for name in planned.step.parts},
         "inputs": {name: path.name for name, path in inputs.items()},
     }
+    if files := planned.step.files(planned.parameters):
+        document["files"] = {name: _sha256(file) for name, file in files.items()}
     digest = hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
     path = out / f"{planned.name}-{digest[:12]}"
     if path.exists():
@@ -75,8 +80,13 @@ def _artifact(plan: Plan, planned: PlannedStep, artifacts: Mapping[str, Path], o
     return path
 
 
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _taken(name: str, run: Path, out: Path) -> Path:
-    """The artifact of another run, copied, so that each run stands on its own."""
+    """The artifact of another run, so that each run stands on its own: linked, or copied from another file system."""
     try:
         artifacts: dict[str, str] = json.loads((run / RUN_FILE).read_text())["artifacts"]
     except FileNotFoundError as error:
@@ -86,8 +96,16 @@ def _taken(name: str, run: Path, out: Path) -> Path:
     path = out / artifacts[name]
     if not path.exists():
         with _written_whole(path, keep_partial=False) as partial:
-            shutil.copytree(run / artifacts[name], partial, dirs_exist_ok=True)
+            shutil.copytree(run / artifacts[name], partial, dirs_exist_ok=True, copy_function=_linked)
     return path
+
+
+def _linked(source: str, target: str) -> None:
+    # Nothing changes an artifact once it is there, so two runs can share its bytes.
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 @contextmanager

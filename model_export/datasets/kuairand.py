@@ -14,7 +14,7 @@ import numpy as np
 
 from model_export.datasets.history import Ints
 from model_export.datasets.kuairand_features import FeatureSource
-from model_export.datasets.kuairand_folder import HEADS, Folder, read_folder
+from model_export.datasets.kuairand_folder import HEADS, TABLES, Folder, read_folder
 from model_export.datasets.kuairand_tables import Column
 from model_export.datasets.records import DataError, Impressions, RecordSet, create, epoch_date, epoch_day, write_day
 from service.schema import GROUPS, Schema
@@ -37,6 +37,14 @@ class KuaiRandData:
     def __post_init__(self) -> None:
         if not datetime.date.fromisoformat(self.first) <= datetime.date.fromisoformat(self.last):
             raise ValueError("first must not be after last")
+
+
+def source_files(folder: Path) -> list[Path]:
+    """The files of a folder that `convert` reads, those that are there."""
+    return [
+        *sorted(folder.glob("impressions_*.parquet")),
+        *(path for name in TABLES if (path := folder / name).exists()),
+    ]
 
 
 def convert(folder: Path, root: Path, first: datetime.date, last: datetime.date) -> RecordSet:

@@ -37,6 +37,8 @@ HEADS: tuple[tuple[Head, str], ...] = (
     (Head("negative_feedback", 40.0, -1), "is_hate"),
 )
 
+# What the folder holds beside impressions_*.parquet.
+TABLES = USERS, VIDEOS, SEQUENCES = "user_features_pure.csv", "video_features_basic_pure.csv", "user_sequences.parquet"
 SESSION_GAP_MS = 30 * 60_000
 LOCAL_OFFSET_MS = 8 * 3_600_000  # China Standard Time, which the log's dates are in
 _DAY_MS = 86_400_000
@@ -155,15 +157,15 @@ def read_folder(root: Path, last: datetime.date) -> Folder:
     Raises:
         DataError: A file or column is missing, or an impression's user or video is in no table.
     """
-    users = _read_users(root / "user_features_pure.csv")
-    videos = _read_videos(root / "video_features_basic_pure.csv")
+    users = _read_users(root / USERS)
+    videos = _read_videos(root / VIDEOS)
     log = _read_log(root, users, videos, epoch_day(last))
-    table = _columns(root / "user_sequences.parquet", ("user_id", "history_len", "last_time_ms"))
+    table = _columns(root / SEQUENCES, ("user_id", "history_len", "last_time_ms"))
     user = _rows_of("user_id", table["user_id"], users.ids)
     length, end_ms = np.full(len(users.ids), np.nan), np.full(len(users.ids), np.nan)
     length[user], end_ms[user] = table["history_len"], table["last_time_ms"]
     watch_lists = {
-        name: _read_watch_list(root / "user_sequences.parquet", f"{name}_seq", user, videos)
+        name: _read_watch_list(root / SEQUENCES, f"{name}_seq", user, videos)
         for name in ("watch", "like", "long_watch")
     }
     return Folder(log, users, videos, length, end_ms, watch_lists)

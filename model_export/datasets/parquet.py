@@ -2,7 +2,8 @@
 
     [data.parquet]
     path = "impressions"            a file, or a folder whose *.parquet files are read in order of their paths
-    train_days = 20                 categories are learned from the first 20 days
+    train_days = 20                 categories are learned from the first 20 days; or, for new days of a model that
+                                    exists, schema_from = "runs/a" and first = "2026-11-01" (last likewise)
     [data.parquet.ids]
     viewer_id = "user"              likewise author_id, tweet_id, session, time_ms
     [data.parquet.labels]
@@ -85,6 +86,8 @@ class ParquetData:
         labels: Column of each head.
         features: By `<group>.<feature>`.
         train_days: Vocabularies are learned from as many of the first days: not from those that models are tested on.
+        schema_from: Instead, a run whose data has the schema.
+        first, last: Dates in UTC, both included; impressions before or after them are left out.
         vocabulary_max: Most categories of a categorical feature: the most frequent ones. What is not among them is
             absent.
     """
@@ -93,14 +96,21 @@ class ParquetData:
     ids: IdColumns
     labels: dict[str, str]
     features: dict[str, FeatureColumn]
-    train_days: int
+    train_days: int | None = None
+    schema_from: str | None = None
+    first: str | None = None
+    last: str | None = None
     vocabulary_max: int = 1_000
 
     def __post_init__(self) -> None:
         if not self.labels or not self.features:
             raise ValueError("labels and features must name at least one column each")
-        if self.train_days < 1:
+        if (self.train_days is None) == (self.schema_from is None):
+            raise ValueError("wants either train_days or schema_from")
+        if self.train_days is not None and self.train_days < 1:
             raise ValueError("train_days must be at least 1")
+        if self.dates[0] > self.dates[1]:
+            raise ValueError("first must not be after last")
         if not 1 <= self.vocabulary_max <= 10_000:
             raise ValueError("vocabulary_max must be in 1 to 10000, what a server takes")
         for name, feature in self.features.items():
@@ -114,38 +124,45 @@ class ParquetData:
             if feature.width < 1 or (feature.width > 1 and feature.kind != "vector"):
                 raise ValueError(f"features: {name!r}: width {feature.width} does not fit kind {feature.kind}")
 
+    @property
+    def dates(self) -> tuple[datetime.date, datetime.date]:
+        """The first and the last date to read."""
+        first = datetime.date.min if self.first is None else datetime.date.fromisoformat(self.first)
+        return first, datetime.date.max if self.last is None else datetime.date.fromisoformat(self.last)
 
-def convert(source: ParquetData, root: Path) -> RecordSet:
-    """Turns all of the source's days into a data set at `root`; day = days since 1970-01-01, in UTC.
+
+def convert(source: ParquetData, root: Path, schema: Schema | None = None) -> RecordSet:
+    """Turns the source's days into a data set at `root`; day = days since 1970-01-01, in UTC.
+
+    Args:
+        source: What to read.
+        root: Where to write.
+        schema: Of a model that exists; None: it is learned from the first `train_days` days.
 
     Raises:
-        DataError: A column is missing, or has values that its kind does not take, or rows are not in order of time.
+        DataError: There are no such days, a column is missing, or has values that its kind does not take, or rows are
+            not in order of time.
     """
     days = find_days(source)
-    schema = learn_schema(source, days[: source.train_days])
-    return write_days(source, schema, root, days)
-
-
-def convert_dates(
-    source: ParquetData, schema: Schema, root: Path, first: datetime.date, last: datetime.date
-) -> RecordSet:
-    """Turns the days `first` to `last`, in UTC, both included, into a data set with a model's schema.
-
-    Raises:
-        DataError: There are no such days, or the source has no column for a feature or head; and as `convert`.
-    """
-    found = find_days(source)
-    days = [day for day in found if first <= epoch_date(day) <= last]
-    if not days:
-        there = f"{epoch_date(found[0])} to {epoch_date(found[-1])}" if found else "none at all"
-        raise DataError(f"{source.path}: no impressions from {first} to {last}; there are {there}")
+    if schema is None:
+        schema = learn_schema(source, days[: source.train_days])
     return write_days(source, schema, root, days)
 
 
 def find_days(source: ParquetData) -> list[int]:
-    """The days that there are impressions on, rising; checks that columns are there and rows in order of time."""
+    """The days to read that there are impressions on, rising; at least one.
+
+    Raises:
+        DataError: There is none, a column is missing, or rows are not in order of time.
+    """
     _check_columns(source)
-    return [day for day, _ in groupby(_pieces(source, []), key=lambda piece: piece[0])]
+    found = [day for day, _ in groupby(_pieces(source, []), key=lambda piece: piece[0])]
+    first, last = source.dates
+    days = [day for day in found if first <= epoch_date(day) <= last]
+    if not days:
+        there = f"there are {epoch_date(found[0])} to {epoch_date(found[-1])}" if found else "there are none"
+        raise DataError(f"{source.path}: no impressions from {first} to {last}; {there}")
+    return days
 
 
 def learn_schema(source: ParquetData, days: Collection[int]) -> Schema:
@@ -208,7 +225,8 @@ class Frequencies:
         return sorted(self._counts, key=lambda value: (-self._counts[value], value))[:n]
 
 
-def _files(source: ParquetData) -> list[Path]:
+def source_files(source: ParquetData) -> list[Path]:
+    """The files that are read, in their order; raises DataError where there are none."""
     path = data_path(source.path)
     files = sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
     if not files or not all(file.exists() for file in files):
@@ -220,7 +238,7 @@ def _check_columns(source: ParquetData) -> None:
     wanted = {f"ids.{key}": column for key, column in asdict(source.ids).items()}
     wanted |= {f"labels.{head}": column for head, column in source.labels.items()}
     wanted |= {f"features.{name}": feature.column for name, feature in source.features.items()}
-    for path in _files(source):
+    for path in source_files(source):
         there = pq.read_schema(path).names
         for key, column in wanted.items():
             if column not in there:
@@ -231,7 +249,7 @@ def _pieces(source: ParquetData, columns: Iterable[str]) -> Iterator[tuple[int, 
     """Rows in order, each piece of one day: (day, at most _BATCH_ROWS rows of the columns and of time)."""
     time = source.ids.time_ms
     last_ms = np.iinfo(np.int64).min
-    for path in _files(source):
+    for path in source_files(source):
         with pq.ParquetFile(path) as file:
             for batch in file.iter_batches(_BATCH_ROWS, columns=sorted({time, *columns})):
                 time_ms = times(batch, time)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -16,6 +17,7 @@ from model_export.datasets.kuairand import KuaiRandData
 from model_export.datasets.parquet import ParquetData
 from model_export.datasets.records import DataError, RecordSet, data_path
 from model_export.datasets.world import generate
+from model_export.finished_run import FinishedRun
 from model_export.plan import Context, Step
 from model_export.plan_table import PlanError
 from service.schema import Schema
@@ -33,7 +35,7 @@ class WorldData:
 
 @dataclass(frozen=True)
 class Parameters:
-    """Where the data comes from: one of these. What an artifact was made of is the files as they were then."""
+    """Where the data comes from: one of these. What files of it hold has a part in the artifact's name."""
 
     world: WorldData | None = None
     kuairand: KuaiRandData | None = None
@@ -76,8 +78,23 @@ def read_dates(
             case Parameters(kuairand=KuaiRandData()):
                 return kuairand.convert(path, root, first, last).for_model(schema)
             case Parameters(parquet=ParquetData() as mapping):
-                return parquet.convert_dates(replace(mapping, path=str(path)), schema, root, first, last)
+                mapping = replace(mapping, path=str(path), first=str(first), last=str(last))
+                return parquet.convert(mapping, root, schema)
     raise PlanError("data: is the plan's own world, which has no dates; wants kuairand or parquet")
+
+
+def _files(parameters: Parameters) -> dict[str, Path]:
+    """Files of real impressions by their paths below the source's."""
+    with _refused():
+        match parameters:
+            case Parameters(kuairand=KuaiRandData() as source):
+                root = data_path(source.path)
+                return {str(file.relative_to(root)): file for file in kuairand.source_files(root)}
+            case Parameters(parquet=ParquetData() as mapping):
+                root = data_path(mapping.path)
+                files = {str(file.relative_to(root)): file for file in parquet.source_files(mapping)}
+                return files if mapping.schema_from is None else {**files, "schema": _schema_file(mapping.schema_from)}
+    return {}
 
 
 def _simulate(world: WorldData, context: Context) -> str:
@@ -99,11 +116,18 @@ def _read_kuairand(source: KuaiRandData, context: Context) -> str:
 
 
 def _read_parquet(source: ParquetData, context: Context) -> str:
-    if source.train_days > context.plan.split.train:
+    if source.train_days is not None and source.train_days > context.plan.split.train:
         raise PlanError("data.parquet: train_days are more than the split's, so later days would be learned from")
+    schema = None
+    if source.schema_from is not None:
+        schema = Schema.from_json(json.loads(_schema_file(source.schema_from).read_text()))
     with _refused():
-        records = parquet.convert(source, context.out)
+        records = parquet.convert(source, context.out, schema)
     return f"{records.rows(records.days):,} impressions of {source.path}, {len(records.days)} days"
+
+
+def _schema_file(run: str) -> Path:
+    return FinishedRun.open(Path(run)).artifact("data") / "schema.json"
 
 
 @contextmanager
@@ -115,4 +139,4 @@ def _refused() -> Iterator[None]:
         raise PlanError(f"data: {error}") from error
 
 
-STEP = Step(version=1, parameters=Parameters, inputs=(), parts=(), run=_run)
+STEP = Step(version=1, parameters=Parameters, inputs=(), parts=(), run=_run, files=_files)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from tqdm import tqdm
 
 from model_export.encode import make_encoding
+from model_export.finished_run import FinishedRun
 from model_export.first_layer import Part
 from model_export.network import Network, NetworkPlan
 from model_export.plan import Context, FeaturePlan, Step
@@ -32,12 +33,19 @@ class Parameters(TrainingPlan):
     Attributes:
         network: The shape.
         threads: Of torch; another number may round sums another way.
+        warm_start: A run whose trained net gives the starting weights: of the same features, heads, bins and shape.
         without: A part of the first layer that the net is trained without, to see what it gives.
     """
 
     network: NetworkPlan = field(default_factory=NetworkPlan)
     threads: int = 2
+    warm_start: str | None = None
     without: Part | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.warm_start is not None and self.without is not None:
+            raise ValueError("warm_start takes whole nets: it does not go with without")
 
 
 def load_trained(artifact: Path, schema: Schema) -> Network:
@@ -65,6 +73,8 @@ def _run(context: Context) -> str:
     row_counts, raw_counts = np.array(sample.info.row_counts), np.array(sample.info.raw_counts)
     network = Network(parameters.network, encoding, len(schema.heads), row_counts, raw_counts, parameters.without)
     network.set_base_logits(_base_logits(sample))
+    if parameters.warm_start is not None:
+        _start_from(network, _trained_by(parameters.warm_start), schema)
     training = Training(network, parameters, sample.train)
     _train(training, sample, schema, context.out / _CHECKPOINT)
 
@@ -83,6 +93,27 @@ def _run(context: Context) -> str:
     (context.out / _CHECKPOINT).unlink()
     best = max(training.history, key=lambda epoch: epoch.score)
     return f"epoch {training.history.index(best) + 1} of {len(training.history)} is best: {_epoch_line(best, schema)}"
+
+
+def _trained_by(run: str) -> Path:
+    return FinishedRun.open(Path(run)).artifact("train")
+
+
+def _files(parameters: Parameters) -> dict[str, Path]:
+    """What `load_trained` reads of the net to start from."""
+    if parameters.warm_start is None:
+        return {}
+    artifact = _trained_by(parameters.warm_start)
+    return {name: artifact / name for name in ("model.json", "discretizer.json", "network.npz")}
+
+
+def _start_from(network: Network, artifact: Path, schema: Schema) -> None:
+    other = load_trained(artifact, schema)
+    if replace(other.plan, dropout=network.plan.dropout) != network.plan:
+        raise PlanError("train.warm_start: the nets have different shapes: [train.network] must be that run's")
+    if other.encoding.hash != network.encoding.hash:
+        raise PlanError("train.warm_start: the nets read different bins: take that run's with discretize.from")
+    network.load_state_dict(other.state_dict())
 
 
 def _base_logits(sample: Sample) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
@@ -118,4 +149,5 @@ STEP = Step(
     parts=("features", "heads"),
     run=_run,
     resumable=True,
+    files=_files,
 )

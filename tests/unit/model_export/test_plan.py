@@ -75,6 +75,7 @@ def test_a_plan_extends_another(tmp_path: Path) -> None:
         ("[discretize]\nbins = 'many'", r"discretize\.bins: 'many' is not of type int"),
         ("[discretize]\nbins = true", r"discretize\.bins: True is not of type int"),
         ("[discretize]\nbins = 0", "discretize: bins must be in"),
+        ("[discretize]\nform = 'runs/a'", r"discretize: 'form' is not known; did you mean 'from'\?"),
         ("[discretize]\nfrom = 3", r"discretize\.from: 3 is not a run's directory"),
         ("[features]\nraw = 'x'", r"features\.raw: 'x' is not a list"),
         ("[train]\nepochs = 1", "'train' is not known"),
@@ -158,7 +159,19 @@ def test_split_hands_out_all_days_in_order() -> None:
     with pytest.raises(PlanError, match="6 days, but the data has 5"):
         Split(3, 1, 1, 1).days(records)
     with pytest.raises(ValueError, match="at least one day"):
-        Split(0, 1, 1, 1)
+        Split(1, 1, 0, 1)
+    with pytest.raises(ValueError, match="fewer than none"):
+        Split(-1, 1, 1, 1)
+
+
+def test_what_is_not_learned_needs_no_days() -> None:
+    """A part without days is not there; a step that asks for it all the same is told."""
+    records: Any = types.SimpleNamespace(days=(3, 4))
+    days = Split(0, 0, 1, 1).days(records)
+
+    assert days == {"calibrate": (3,), "test": (4,)}
+    with pytest.raises(PlanError, match="split: there are no days to train on"):
+        days["train"]
 
 
 @dataclass(frozen=True)

@@ -137,6 +137,9 @@ def test_later_days_are_read_with_the_vocabulary_of_a_model(tmp_path: Path) -> N
         ({"vocabulary_max": 20_000}, "vocabulary_max"),
         ({"labels": {}}, "at least one column"),
         ({"train_days": 0}, "train_days"),
+        ({"schema_from": "runs/a"}, "either train_days or schema_from"),
+        ({"first": "2024-10-05", "last": "2024-10-04"}, "first must not be after last"),
+        ({"first": "yesterday"}, "yesterday"),
     ],
 )
 def test_a_mapping_that_makes_no_sense_is_refused(changes: dict[str, Any], message: str) -> None:

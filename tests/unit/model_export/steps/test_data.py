@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import model_export
-from model_export.datasets.records import RecordSet
+from model_export.datasets.records import RecordSet, epoch_date
 from model_export.plan import Plan, load_plan
 from model_export.plan_table import PlanError
 from model_export.run import run_plan
@@ -85,6 +85,66 @@ def test_only_what_a_plan_says_of_its_source_names_the_artifact(tmp_path: Path) 
     """The sources that it does not use have no part in it: a new kind of source reruns nothing."""
     artifact = run_plan(_plan(tmp_path, WORLD), tmp_path / "out")["data"]
     assert '"kuairand"' not in (artifact / "artifact.json").read_text()
+
+
+@pytest.mark.parametrize(
+    ("tables", "file"), [(KUAIRAND, "video_features_basic_pure.csv"), (PARQUET.format(train_days=1), "sorted.parquet")]
+)
+def test_a_file_that_changed_is_read_again(tables: str, file: str, folder: Path, tmp_path: Path) -> None:
+    """By its content: a new date of the file alone, or a file that the source does not read, changes nothing."""
+    before = run_plan(_plan(tmp_path, tables), tmp_path / "out")["data"]
+
+    (folder / file).touch()
+    (folder / "notes.txt").write_text("none of its files")
+    assert run_plan(_plan(tmp_path, tables), tmp_path / "out")["data"] == before
+
+    content = (folder / file).read_bytes()
+    if file.endswith(".csv"):
+        (folder / file).write_bytes(content.replace(b"NORMAL", b"AD"))
+    else:
+        pq.write_table(pq.read_table(folder / file).slice(5), folder / file)
+    after = run_plan(_plan(tmp_path, tables), tmp_path / "out")["data"]
+    assert after != before
+    assert any(
+        (after / name.name).read_bytes() != name.read_bytes()
+        for name in before.iterdir()
+        if name.name != "artifact.json"
+    )
+
+    (folder / file).write_bytes(content)
+    assert run_plan(_plan(tmp_path, tables), tmp_path / "out")["data"] == before
+
+
+WINDOW = """
+first = "2022-04-27"
+last = "2022-04-28"
+[data.parquet.features]
+"tweet.duration" = {kind = "continuous", column = "duration_ms", unit = "ms"}
+"tweet.tag" = {kind = "categorical", column = "tag"}
+"""
+
+
+def test_new_days_are_read_with_the_schema_of_a_run(folder: Path, tmp_path: Path) -> None:
+    """Its categories, in its order, though the new days have others."""
+    tables = PARQUET.format(train_days=1).split("features")[0] + WINDOW
+    table = pq.read_table(folder / "sorted.parquet")
+    first = RecordSet.open(run_plan(_plan(tmp_path, tables.replace("04-27", "04-25")), tmp_path / "first")["data"])
+    tags = table.column_names.index("tag")
+    pq.write_table(table.set_column(tags, "tag", [["new", "39"] * (len(table) // 2)]), folder / "sorted.parquet")
+
+    later = tables.replace("train_days = 1", f"schema_from = {str(tmp_path / 'first')!r}")
+    records = RecordSet.open(run_plan(_plan(tmp_path, later), tmp_path / "later")["data"])
+
+    assert records.schema == first.schema
+    assert "new" not in records.schema.features[1].vocabulary
+    assert [str(epoch_date(day)) for day in records.days] == ["2022-04-27", "2022-04-28"]
+    tag = np.concatenate([part.tables["tweet"][:, 1] for part in records.batches(records.days)])
+    assert set(tag[~np.isnan(tag)]) == {records.schema.features[1].vocabulary.index("39")}
+    assert 0.4 < np.isnan(tag).mean() < 0.6
+
+    (tmp_path / "first" / "run.json").unlink()
+    with pytest.raises(PlanError, match="holds no finished run"):
+        run_plan(_plan(tmp_path, later), tmp_path / "later")
 
 
 def test_the_plan_for_kuairand_is_split_by_dates() -> None:
