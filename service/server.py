@@ -17,11 +17,12 @@ from prometheus_client import start_http_server
 
 from service import errors, pipeline
 from service.admission import Admission
+from service.body import BodyReader
 from service.config import Config
 from service.cpus import cpus
 from service.decode import Decoder
 from service.encode import served_record
-from service.errors import Cancelled, InvalidRequest, TooManyCalls
+from service.errors import TooManyCalls
 from service.generated.timelines.ranking.v1 import ranking_pb2 as pb
 from service.health import Health, OnPool
 from service.metrics import MethodMetrics, Metrics
@@ -195,6 +196,8 @@ class _RankingHandler(grpc.GenericRpcHandler):
         # A place for every thread: no call that is taken waits for one, so none grows old unseen.
         self._places = threading.Semaphore(config.threads)
         self._refusing_pool = ThreadPoolExecutor(REFUSING_THREADS, "refuse")
+        # As long as a call may take to end: no stop waits for a body in vain.
+        self._bodies = BodyReader(config.grace_ms / 1e3)
 
     @property
     def running(self) -> int:
@@ -219,6 +222,7 @@ class _RankingHandler(grpc.GenericRpcHandler):
     def close(self) -> None:
         """Lets the threads end; the server has stopped."""
         self._refusing_pool.shutdown(wait=False)
+        self._bodies.close()
 
     def _refuse(
         self, method: _Method, arrived_ns: int, _bodies: Iterator[bytes], context: grpc.ServicerContext
@@ -240,7 +244,7 @@ class _RankingHandler(grpc.GenericRpcHandler):
         try:
             if self._allowed:
                 check_caller(context.peer_identities(), self._allowed)
-            body = _read(bodies)
+            body = self._bodies.read(bodies, context)
             answer = self._run(method, arrived_ns, body, context)
             if isinstance(answer, bytes):
                 return answer
@@ -290,16 +294,6 @@ class _RankingHandler(grpc.GenericRpcHandler):
             request=request if logs_features(ranking.request_id, self._log_features) else b"",
         )
         log.offer(record)
-
-
-def _read(bodies: Iterator[bytes]) -> bytes:
-    try:
-        return next(bodies)
-    except StopIteration:
-        # grpcio ends the stream like this too for a caller that is gone, and nobody reads the answer then.
-        raise InvalidRequest("", "the call has no body") from None
-    except grpc.RpcError:
-        raise Cancelled("the caller gave up") from None
 
 
 def _make_id() -> str:
