@@ -103,10 +103,11 @@ class ExampleWriter:
 
 @dataclass(frozen=True)
 class RowGroup:
-    """Where a row group lies."""
+    """Where a row group lies, and how many rows it has."""
 
     path: Path
     index: int
+    rows: int
 
 
 @dataclass(frozen=True)
@@ -121,30 +122,40 @@ class ExampleSet:
         """How many examples, from the files' footers."""
         return sum(int(pq.read_metadata(path).num_rows) for path in self.folder.glob("part-*.parquet"))
 
+    def rows_each(self, ranks: int) -> int:
+        """How many of them each of `ranks` processes gets in `shuffled`."""
+        return sum(part.rows for part in _dealt(self.row_groups(), 0, ranks))
+
     def row_groups(self) -> list[RowGroup]:
         """All row groups in the order written."""
-        return [
-            RowGroup(path, i)
-            for path in sorted(self.folder.glob("part-*.parquet"))
-            for i in range(pq.read_metadata(path).num_row_groups)
-        ]
+        groups = []
+        for path in sorted(self.folder.glob("part-*.parquet")):
+            metadata = pq.read_metadata(path)
+            groups += [RowGroup(path, i, metadata.row_group(i).num_rows) for i in range(metadata.num_row_groups)]
+        return groups
 
     def in_order(self) -> Iterator[Examples]:
         """A row group at a time, in the order written."""
         for group in self.row_groups():
-            yield _examples(self._read([group]))
+            yield _examples(_read_group(group, self.record))
 
-    def shuffled(self, batch_rows: int, rng: np.random.Generator) -> Iterator[Examples]:
+    def shuffled(self, batch_rows: int, rng: np.random.Generator, rank: int = 0, ranks: int = 1) -> Iterator[Examples]:
         """Every example once, in batches of `batch_rows` (the last one smaller), in an order drawn from `rng`.
 
         Row groups are drawn over all files, and rows over the BUFFER_GROUPS groups held at a time: a batch mixes
         impressions of many days.
+
+        Of several processes with equal generators each gets batches of its own, as many rows as any other: whole row
+        groups in turn, and an equal share of each group that is left over, less fewer than `ranks` rows of it.
         """
         groups = self.row_groups()
-        shuffled_groups = [groups[i] for i in rng.permutation(len(groups))]
+        parts = _dealt([groups[i] for i in rng.permutation(len(groups))], rank, ranks)
+        if ranks > 1:
+            rng = np.random.default_rng((int(rng.integers(2**62)), rank))
         left = np.empty(0, self.record)
-        for first in range(0, len(groups), BUFFER_GROUPS):
-            records = np.concatenate([left, self._read(shuffled_groups[first : first + BUFFER_GROUPS])])
+        for first in range(0, len(parts), BUFFER_GROUPS):
+            read = [part.of(_read_group(part.group, self.record)) for part in parts[first : first + BUFFER_GROUPS]]
+            records = np.concatenate([left, *read])
             records = records[rng.permutation(len(records))]
             whole = len(records) - len(records) % batch_rows
             for start in range(0, whole, batch_rows):
@@ -153,14 +164,38 @@ class ExampleSet:
         if len(left):
             yield _examples(left)
 
-    def _read(self, groups: list[RowGroup]) -> NDArray[np.void]:
-        return np.concatenate([self._read_group(group) for group in groups])
 
-    def _read_group(self, group: RowGroup) -> NDArray[np.void]:
-        with pq.ParquetFile(group.path) as file:
-            column = file.read_row_group(group.index).column("example").combine_chunks()
-        records = np.frombuffer(column.buffers()[1], self.record)
-        return records[column.offset : column.offset + len(column)]
+@dataclass(frozen=True)
+class _Part:
+    """Every `step`-th row of a row group from `first` on, `rows` of them."""
+
+    group: RowGroup
+    first: int
+    step: int
+    rows: int
+
+    def of(self, records: NDArray[np.void]) -> NDArray[np.void]:
+        return records[self.first :: self.step][: self.rows]
+
+
+def _dealt(groups: list[RowGroup], rank: int, ranks: int) -> list[_Part]:
+    """What one of `ranks` processes reads: whole groups go round as often as they are enough for all."""
+    whole = [group for group in groups if group.rows == ROW_GROUP_ROWS]
+    given = {group: i % ranks for i, group in enumerate(whole[: len(whole) // ranks * ranks])}
+    parts = []
+    for group in groups:
+        if group not in given:
+            parts.append(_Part(group, rank, ranks, group.rows // ranks))
+        elif given[group] == rank:
+            parts.append(_Part(group, 0, 1, group.rows))
+    return parts
+
+
+def _read_group(group: RowGroup, record: np.dtype[np.void]) -> NDArray[np.void]:
+    with pq.ParquetFile(group.path) as file:
+        column = file.read_row_group(group.index).column("example").combine_chunks()
+    records = np.frombuffer(column.buffers()[1], record)
+    return records[column.offset : column.offset + len(column)]
 
 
 def _examples(records: NDArray[np.void]) -> Examples:

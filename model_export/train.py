@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from model_export.distributed import ALONE, Peers
 from model_export.encode import Encoding
 from model_export.evaluate import relative_cross_entropy
 from model_export.examples import Examples, ExampleSet
@@ -32,7 +33,7 @@ class TrainingPlan:
     Attributes:
         epochs: Passes over the examples, at most.
         patience: Epochs without a better validation score before training ends.
-        batch_rows: Examples of a step.
+        batch_rows: Examples of a step, of all processes together.
         learning_rate: Its peak; it rises over the first `warmup` share of all steps and falls to 0 along a cosine.
         weight_decay: Of AdamW, on matrices; not on biases.
         warmup: Share of all steps.
@@ -103,15 +104,23 @@ def learning_rate(plan: TrainingPlan, step: int, steps: int) -> float:
 
 
 class Training:
-    """A net in training; `checkpoint` and `resume` make it as if it had not been interrupted."""
+    """A net in training; `checkpoint` and `resume` make it as if it had not been interrupted.
 
-    def __init__(self, network: Network, plan: TrainingPlan, train: ExampleSet):
+    Of several processes all make one, with the same arguments but for `peers`, and go through the same calls.
+    """
+
+    def __init__(self, network: Network, plan: TrainingPlan, train: ExampleSet, peers: Peers = ALONE):
+        if plan.batch_rows % peers.count:
+            raise ValueError(f"batch_rows: {plan.batch_rows} is no multiple of {peers.count} processes")
         self.network = network
         self.history: list[Epoch] = []
         self.best: State = {}
         self._plan = plan
         self._train = train
-        self._steps_per_epoch = -(-train.rows // plan.batch_rows)
+        self._peers = peers
+        self._batch_rows = plan.batch_rows // peers.count
+        self._steps_per_epoch = -(-train.rows_each(peers.count) // self._batch_rows)
+        self._shared = peers.shared(network)
         decayed = [p for p in network.parameters() if p.dim() > 1]
         others = [p for p in network.parameters() if p.dim() == 1]
         groups = [{"params": decayed, "weight_decay": plan.weight_decay}, {"params": others, "weight_decay": 0.0}]
@@ -129,29 +138,31 @@ class Training:
         """Trains for one epoch. `validate` gives the RCE by head; `on_step` is told how many examples were taken."""
         number = len(self.history)
         # Each epoch has generators of its own: a resumed training draws what an uninterrupted one does.
-        torch.manual_seed(self._plan.seed + number)
+        torch.manual_seed(self._plan.seed + number + (self._peers.rank << 32))
         order = np.random.default_rng((self._plan.seed, number))
         begin, losses, rows = time.perf_counter(), 0.0, 0
         self.network.train()
-        for step, examples in enumerate(self._train.shuffled(self._plan.batch_rows, order)):
+        batches = self._train.shuffled(self._batch_rows, order, self._peers.rank, self._peers.count)
+        for step, examples in enumerate(batches):
             for group in self._optimizer.param_groups:
                 group["lr"] = learning_rate(
                     self._plan, number * self._steps_per_epoch + step, self._plan.epochs * self._steps_per_epoch
                 )
             losses += self._step(examples)
-            rows += len(examples)
-            on_step(len(examples))
+            rows += len(examples) * self._peers.count
+            on_step(len(examples) * self._peers.count)
         seconds = time.perf_counter() - begin
-        rce = validate(self.network)
-        score = float(np.nanmean(rce)) if np.isfinite(rce).any() else -losses / self._steps_per_epoch
-        done = Epoch(losses / self._steps_per_epoch, rce, score, rows / seconds)
+        loss = self._peers.mean(losses / self._steps_per_epoch)
+        rce = self._peers.from_first(lambda: validate(self.network))
+        score = float(np.nanmean(rce)) if np.isfinite(rce).any() else -loss
+        done = Epoch(loss, rce, score, rows / seconds)
         if all(score > earlier.score for earlier in self.history):
             self.best = {name: value.clone() for name, value in self.network.state_dict().items()}
         self.history.append(done)
         return done
 
     def _step(self, examples: Examples) -> float:
-        loss = loss_of(self.network(*batch_tensors(examples, self.network.encoding)), examples)
+        loss = loss_of(self._shared(*batch_tensors(examples, self.network.encoding)), examples)
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]  # torch leaves backward untyped
         self._optimizer.step()

@@ -89,3 +89,36 @@ def test_no_examples_is_an_empty_set(tmp_path: Path) -> None:
     written = write(tmp_path / "examples", make_examples(0))
 
     assert list(written.in_order()) == list(written.shuffled(8, np.random.default_rng(0))) == []
+
+
+@pytest.mark.usefixtures("small_files")
+@pytest.mark.parametrize("ranks", [1, 2, 3, 5])
+@pytest.mark.parametrize("rows", [1_000, 320, 70, 3])
+def test_processes_share_out_every_example(tmp_path: Path, rows: int, ranks: int) -> None:
+    """No row twice, as many in each, of each left-over group fewer than `ranks` rows not read, in equal batches."""
+    written = write(tmp_path / "examples", make_examples(rows), pieces=1)
+
+    read = [list(written.shuffled(32, np.random.default_rng(1), rank, ranks)) for rank in range(ranks)]
+
+    orders = [[int(row) for part in parts for row in part.bins[:, 0]] for parts in read]
+    together = [row for order in orders for row in order]
+    assert len(set(together)) == len(together)
+    assert rows - len(together) < ranks * ranks
+    assert {len(order) for order in orders} == {written.rows_each(ranks)}
+    assert len({tuple(len(part) for part in parts) for parts in read}) == 1
+
+
+@pytest.mark.usefixtures("small_files")
+def test_a_process_reads_few_row_groups_that_others_read_too(tmp_path: Path) -> None:
+    """Fifteen whole groups and 40 rows for four: three whole ones each, the others shared row by row."""
+    written = write(tmp_path / "examples", make_examples(1_000))
+
+    reads = [list(written.shuffled(32, np.random.default_rng(2), rank, 4)) for rank in range(4)]
+
+    groups = [{int(row) // 64 for part in parts for row in part.bins[:, 0]} for parts in reads]
+    shared = set.intersection(*groups)
+    assert len(shared) == 4
+    assert 15 in shared
+    assert [len(group) for group in groups] == [7] * 4
+    again = [list(written.shuffled(32, np.random.default_rng(3), rank, 4)) for rank in range(4)]
+    assert {int(row) // 64 for part in again[0] for row in part.bins[:, 0]} != groups[0]
