@@ -9,8 +9,9 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-SETTINGS, PING, GOAWAY = 4, 6, 7
-ACK = 1
+DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY = 0, 1, 3, 4, 6, 7
+ACK = END_STREAM = 1
+END_HEADERS = 4
 PATIENCE_S = 60
 
 
@@ -29,6 +30,32 @@ def frame(kind: int, flags: int = 0, stream: int = 0, payload: bytes = b"") -> b
 
 # What every client says first.
 GREETING = PREFACE + frame(SETTINGS)
+
+
+def call_headers(path: str, stream: int = 1) -> bytes:
+    """The frame that begins a gRPC call; its headers are literal, as HPACK has them without compression."""
+    fields = {
+        ":method": "POST",
+        ":scheme": "http",
+        ":path": path,
+        ":authority": "localhost",
+        "content-type": "application/grpc",
+        "te": "trailers",
+    }
+    block = b"".join(b"\x00" + _hpack_string(name) + _hpack_string(value) for name, value in fields.items())
+    return frame(HEADERS, END_HEADERS, stream, block)
+
+
+def call_body(message: bytes, stream: int = 1) -> bytes:
+    """The frames of a call's only message, which ends it."""
+    content = struct.pack(">BI", 0, len(message)) + message
+    parts = [content[i : i + 16_384] for i in range(0, len(content), 16_384)]
+    return b"".join(frame(DATA, END_STREAM if i == len(parts) - 1 else 0, stream, part) for i, part in enumerate(parts))
+
+
+def _hpack_string(text: str) -> bytes:
+    assert len(text) < 127
+    return bytes([len(text)]) + text.encode()
 
 
 @contextmanager
