@@ -47,13 +47,16 @@ class FinishedRun:
         return self.artifacts[step]
 
     def artifact_beside(self, step: str) -> Path | None:
-        """The newest artifact of a step in the directory, the run's or another's, made from this run's artifacts."""
+        """The newest artifact of a step in the directory, the run's or another's, made from this run's artifacts.
+
+        Inputs that the run has no step for do not count: a run without its baselines is held against them all the same.
+        """
         found = []
         for path in self.directory.glob(f"{step}-*"):
             if not (path / ARTIFACT_FILE).exists():
                 continue  # not finished
             inputs = artifact_document(path)["inputs"]
-            if all(name in self.artifacts and self.artifacts[name].name == made for name, made in inputs.items()):
+            if all(self.artifacts[name].name == made for name, made in inputs.items() if name in self.artifacts):
                 found.append(path)
         return max(found, key=lambda path: path.stat().st_mtime_ns, default=None)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from html import escape
 from pathlib import Path
@@ -18,7 +18,8 @@ from model_export.plan import Split
 from model_export.plan_table import PlanError
 from model_export.report import page
 from model_export.report.importance import draw, importance
-from model_export.report.observe import observe
+from model_export.report.observe import observe, rce_interval
+from model_export.report.training import cost, score_ms, training
 from model_export.score import open_graph
 from model_export.steps.baselines import REPORT
 from model_export.steps.discretize import load_discretizer
@@ -26,7 +27,7 @@ from model_export.steps.verify import BUNDLE
 from service.bundle import Bundle, BundleError, read_bundle
 
 DONE, REFUSED = 0, 1
-_OBSERVED_ROWS = 200_000
+_OBSERVED_ROWS = 1_000_000
 # Each feature is one more pass over these.
 _IMPORTANCE_ROWS = 8_000
 
@@ -72,17 +73,20 @@ def report(finished: FinishedRun, observed_rows: int = _OBSERVED_ROWS, importanc
     groups, features = importance(graph, bundle.schema, few)
     heads = bundle.schema.head_names
     methods = {head: fit["method"] for head, fit in bundle.manifest["calibration"].items()}
+    intervals = {head: rce_interval(observed, j) for j, head in enumerate(heads)}
+    history = json.loads((trained / "history.json").read_text())
     return page.page(
         f"Timeline model {bundle.sha256[:12]}",
         [
             _facts(finished, bundle),
-            page.quality(metrics, methods),
+            page.quality(metrics, methods, intervals),
             page.baselines(_baselines(finished)),
             page.calibration(heads, observed),
             page.scores(heads, observed),
             page.importances(heads, groups, features, len(few)),
             page.discretizer(load_discretizer(trained)),
-            _cost(finished, bundle),
+            training(heads, history),
+            _cost(finished, bundle, history, score_ms(bundle.model, few)),
         ],
     )
 
@@ -125,12 +129,8 @@ def _baselines(finished: FinishedRun) -> Mapping[str, Any] | None:
     return document
 
 
-def _cost(finished: FinishedRun, bundle: Bundle) -> str:
+def _cost(finished: FinishedRun, bundle: Bundle, history: Sequence[Mapping[str, Any]], ms: float) -> str:
     directory = finished.artifact("verify") / BUNDLE
     sizes = {file.name: file.stat().st_size for file in sorted(directory.iterdir())}
-    history = json.loads((finished.artifact("train") / "history.json").read_text())
     seconds = sum(bundle.manifest["metrics"]["training"]["examples"] / epoch["examples_per_s"] for epoch in history)
-    rows = [[escape(name), f"{size / 1e6:.2f} MB"] for name, size in sizes.items()]
-    rows.append(["the whole bundle", f"{sum(sizes.values()) / 1e6:.2f} MB"])
-    rows.append([f"training, {len(history)} epochs", f"{seconds:,.0f} s"])
-    return f"<h2>What does it cost?</h2>{page.table(['part', 'size or time'], rows)}"
+    return cost(ms, sizes, seconds, len(history))

@@ -51,6 +51,43 @@ def histogram_chart(title: str, edges: Floats, with_it: Floats, without: Floats)
     return _svg(title, _axes(int(low), None, "predicted probability", "share") + ticks + shapes)
 
 
+def curve_chart(title: str, x: Floats, y: Floats, marks: tuple[Floats, Floats], label_x: str, label_y: str) -> str:
+    """A curve y over x from 0 on linear axes, x ticked at whole numbers, and marks in another colour.
+
+    Args:
+        title: Read to those who can not see it.
+        x: Rising.
+        y: Likewise long; at least one value.
+        marks: (x, y).
+        label_x: Of the axis.
+        label_y: Likewise.
+    """
+    values = np.concatenate([y, marks[1]])
+    low, high = float(values.min()), float(values.max())
+    room = 0.06 * (high - low) or 0.5
+    low, high = low - room, high + room
+    end = max(float(np.max(np.concatenate([x, marks[0]]))), 1.0)
+
+    def place(at: float, value: float) -> tuple[float, float]:
+        return _LEFT + (_WIDTH - _LEFT - _RIGHT) * at / end, _of_height((value - low) / (high - low))
+
+    bottom = _HEIGHT - _BOTTOM
+    parts = []
+    for tick in range(math.floor(end) + 1):
+        across, _ = place(tick, low)
+        parts.append(f'<path class="grid" d="M{across:.1f} {_TOP}V{bottom}"/>')
+        parts.append(f'<text class="tick" x="{across:.1f}" y="{bottom + 14}" text-anchor="middle">{tick}</text>')
+    for value in np.linspace(low + room, high - room, 4):
+        _, up = place(0, float(value))
+        parts.append(f'<path class="grid" d="M{_LEFT} {up:.1f}H{_WIDTH - _RIGHT}"/>')
+        parts.append(f'<text class="tick" x="{_LEFT - 6}" y="{up + 4:.1f}" text-anchor="end">{value:.3g}</text>')
+    line = "L".join("{:.1f} {:.1f}".format(*place(*point)) for point in zip(x.tolist(), y.tolist(), strict=True))
+    points = (place(*point) for point in zip(marks[0].tolist(), marks[1].tolist(), strict=True))
+    circles = "".join(f'<circle cx="{across:.1f}" cy="{up:.1f}" r="3.5"/>' for across, up in points)
+    shapes = f'<g class="after"><path class="line" d="M{line}"/></g><g class="before">{circles}</g>'
+    return _svg(title, "".join(parts) + _labels(label_x, label_y) + shapes)
+
+
 def sparkline(histogram: Sequence[float]) -> str:
     """Bars of a histogram, without axes; empty for no bins."""
     if not histogram:
@@ -95,12 +132,15 @@ def _axes(low_x: int, low_y: int | None, label_x: str, label_y: str) -> str:
         parts.append(
             f'<text class="tick" x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{_percent(exponent)}</text>'
         )
-    across, up = (_LEFT + _WIDTH - _RIGHT) / 2, (_TOP + bottom) / 2
-    parts.append(f'<text class="label" x="{across}" y="{_HEIGHT - 5}" text-anchor="middle">{label_x}</text>')
-    parts.append(
+    return "".join(parts) + _labels(label_x, label_y)
+
+
+def _labels(label_x: str, label_y: str) -> str:
+    across, up = (_LEFT + _WIDTH - _RIGHT) / 2, (_TOP + _HEIGHT - _BOTTOM) / 2
+    return (
+        f'<text class="label" x="{across}" y="{_HEIGHT - 5}" text-anchor="middle">{label_x}</text>'
         f'<text class="label" transform="translate(11 {up}) rotate(-90)" text-anchor="middle">{label_y}</text>'
     )
-    return "".join(parts)
 
 
 def _percent(exponent: int) -> str:

@@ -11,6 +11,7 @@ import onnxruntime
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from model_export.baselines.bootstrap import drawn_rce, interval
 from model_export.datasets.records import Impressions, RecordSet
 from model_export.sampling import row_uniform
 from model_export.score import score
@@ -19,6 +20,8 @@ Array = NDArray[Any]
 
 # Edges of a histogram of probabilities: six bins a decade.
 HISTOGRAM_EDGES: NDArray[np.float64] = np.logspace(-5, 0, 31)
+
+_DRAWS = 500
 
 
 @dataclass(frozen=True)
@@ -30,12 +33,14 @@ class Observed:
         calibrated: float32 [n, H].
         truth: [n, H] the reachable probabilities of a simulated world, the labels elsewhere.
         simulated: Which of the two.
+        viewers: int64 [n] ids.
     """
 
     raw: Array
     calibrated: Array
     truth: Array
     simulated: bool
+    viewers: Array
 
 
 def truth_of(impressions: Impressions) -> Array:
@@ -49,7 +54,7 @@ def observe(graph: onnxruntime.InferenceSession, records: RecordSet, days: Seque
     Raises:
         ValueError: Not one session was drawn.
     """
-    raw, calibrated, truth = [], [], []
+    raw, calibrated, truth, viewers = [], [], [], []
     share = rows / records.rows(days)
     simulated = False
     for impressions in tqdm(records.batches(days), desc="observe", unit="batch", leave=False):
@@ -60,10 +65,23 @@ def observe(graph: onnxruntime.InferenceSession, records: RecordSet, days: Seque
         raw.append(answer[0])
         calibrated.append(answer[1])
         truth.append(truth_of(drawn))
+        viewers.append(drawn.ids["viewer_id"])
         simulated = drawn.reachable is not None
     if not raw:
         raise ValueError("no session was drawn: there are too few impressions")
-    return Observed(np.concatenate(raw), np.concatenate(calibrated), np.concatenate(truth), simulated)
+    return Observed(
+        raw=np.concatenate(raw),
+        calibrated=np.concatenate(calibrated),
+        truth=np.concatenate(truth),
+        simulated=simulated,
+        viewers=np.concatenate(viewers),
+    )
+
+
+def rce_interval(observed: Observed, head: int) -> tuple[float, float]:
+    """The 95 % interval of a head's RCE in percent, viewers drawn again."""
+    predicted = observed.calibrated[:, head : head + 1].astype(np.float64)
+    return interval(drawn_rce(observed.viewers, observed.truth[:, head], predicted, _DRAWS, seed=0)[:, 0])
 
 
 def session_uniform(impressions: Impressions) -> NDArray[np.float64]:

@@ -8,6 +8,7 @@ from html import escape
 from importlib import resources
 from typing import Any
 
+from model_export.baselines.report import footing
 from model_export.discretize import Discretizer
 from model_export.evaluate import reliability
 from model_export.report.charts import histogram_chart, reliability_chart, sparkline
@@ -15,6 +16,7 @@ from model_export.report.importance import Lost
 from model_export.report.observe import HISTOGRAM_EDGES, Observed, histograms
 
 _FEATURES_SHOWN = 15
+_POSITIVES_FEW = 5_000
 
 _PAGE = """<!doctype html>
 <html lang="en">
@@ -53,14 +55,25 @@ def figure(value: float, form: str) -> str:
     return "–" if math.isnan(value) else format(value, form)
 
 
-def quality(metrics: Mapping[str, Mapping[str, float]], methods: Mapping[str, str]) -> str:
-    """Figures of each head on the test days, beside the reachable ones where these are known."""
+def quality(
+    metrics: Mapping[str, Mapping[str, float]],
+    methods: Mapping[str, str],
+    intervals: Mapping[str, tuple[float, float]],
+) -> str:
+    """Figures of each head on the test days, beside the reachable ones where these are known.
+
+    Args:
+        metrics: By head, as from `model_export.evaluate.evaluate_graph`.
+        methods: By head, how it was calibrated.
+        intervals: By head, 95 % of its RCE.
+    """
     reachable = all("reachable_rce" in figures for figures in metrics.values())
     bars = "".join(_quality_bar(head, figures) for head, figures in metrics.items())
     mark = '<span><i class="mark"></i>the best that anyone could reach</span>' if reachable else ""
     header = [
         "engagement",
         "RCE %",
+        "95 %",
         "PR-AUC",
         "calibration error",
         "positives trained on",
@@ -68,19 +81,21 @@ def quality(metrics: Mapping[str, Mapping[str, float]], methods: Mapping[str, st
         "calibrated by",
     ]
     if reachable:
-        header[2:3] = ["reachable", "share", "PR-AUC", "reachable"]
+        header[3:4] = ["reachable", "share", "PR-AUC", "reachable"]
     rows = []
     for head, figures in metrics.items():
         row = [escape(head)]
-        row += [figure(figures[name], form) for name, form in (("rce", ".2f"), ("pr_auc", ".4f"))]
+        low, high = intervals[head]
+        row += [figure(figures["rce"], ".2f"), f"{figure(low, '.2f')} to {figure(high, '.2f')}"]
+        row.append(figure(figures["pr_auc"], ".4f"))
         row.append(figure(figures["calibration_error"], ".1%"))
         row += [f"{figures[name]:,.0f}" for name in ("positives", "evaluated_positives")]
         row.append(methods[head].replace("_", " "))
         if reachable:
-            row[2:3] = [
+            row[3:4] = [
                 figure(figures["reachable_rce"], ".2f"),
                 figure(figures["share"], ".1%"),
-                row[2],
+                row[3],
                 figure(figures["reachable_pr_auc"], ".4f"),
             ]
         rows.append(row)
@@ -91,8 +106,15 @@ which the model never saw.</p>
 <p class="legend"><span><i class="good"></i>this model</span>{mark}</p>
 <div class="card rows">{bars}</div>
 <p class="note" style="margin-top:12px">PR-AUC: the mean precision when the likeliest Tweets are picked first.
-Calibration error: how far predicted and real rates lie apart, as a share of the average rate.</p>
+Calibration error: how far predicted and real rates lie apart, as a share of the average rate. 95 %: where the RCE would
+lie for other viewers. {_few_positives(metrics)}</p>
 {table(header, rows)}"""
+
+
+def _few_positives(metrics: Mapping[str, Mapping[str, float]]) -> str:
+    """Which heads had little to learn from; nothing where none."""
+    few = [escape(head) for head, figures in metrics.items() if figures["positives"] < _POSITIVES_FEW]
+    return f"Fewer than {_POSITIVES_FEW:,} positives to learn from: {', '.join(few)}." if few else ""
 
 
 def _quality_bar(head: str, figures: Mapping[str, float]) -> str:
@@ -114,19 +136,24 @@ def baselines(document: Mapping[str, Any] | None) -> str:
     models = {name: model for name, model in document["models"].items() if model["heads"]}
     heads = list(next(iter(models.values()))["heads"])
     costs = [
-        [escape(name), f"{model['ms_per_500']:.2f}", f"{model['size_bytes'] / 1e6:.2f}", f"{model['train_s']:.0f}"]
+        [
+            escape(name),
+            f"{model['ms_per_500']:.2f}",
+            f"{model['cpu_s_per_million'] / 3_600:.2f}",
+            f"{model['size_bytes'] / 1e6:.2f}",
+            f"{model['train_s']:.0f}",
+        ]
         for name, model in models.items()
     ]
     return f"""{title}
 <p>Older algorithms on the same days, after the same calibration. A word beside a figure says how that model stands to
-the net once chance is allowed for (95 %, by viewer). The baselines learned from {document["train_rows"]:,} examples,
-the net from {document["net_train_rows"]:,}.</p>
+the net once chance is allowed for, the figures behind it by how much (95 %, by viewer). {escape(footing(document))}</p>
 <h3>RCE in percent</h3>
 {table(["model", *heads], _beside_the_net(models, "rce", ".2f"))}
 <h3>PR-AUC</h3>
 {table(["model", *heads], _beside_the_net(models, "pr_auc", ".4f"))}
 <h3>Cost</h3>
-{table(["model", "ms to score 500 Tweets on one thread", "MB", "seconds to train"], costs)}"""
+{table(["model", "ms for 500 Tweets, one thread", "core hours a million", "MB", "seconds to train"], costs)}"""
 
 
 def _beside_the_net(models: Mapping[str, Any], name: str, form: str) -> list[list[str]]:
@@ -136,10 +163,15 @@ def _beside_the_net(models: Mapping[str, Any], name: str, form: str) -> list[lis
         cells = []
         for entry in document["heads"].values():
             difference = entry.get(f"{name}_difference")
-            verdict = f'<small class="note"> {escape(difference["verdict"])}</small>' if difference else ""
-            cells.append(figure(entry[name], form) + verdict)
+            cells.append(figure(entry[name], form) + (_verdict(difference, form) if difference else ""))
         rows.append([escape(model), *cells])
     return rows
+
+
+def _verdict(difference: Mapping[str, Any], form: str) -> str:
+    """A word, and the interval of the difference on a line of its own."""
+    low, high = (figure(difference[end], f"+{form}") for end in ("low", "high"))
+    return f'<small class="note"> {escape(difference["verdict"])}<br>{low} to {high}</small>'
 
 
 def calibration(heads: Sequence[str], observed: Observed) -> str:

@@ -38,7 +38,7 @@ def test_a_run_becomes_one_page(
 ) -> None:
     """Its path is on stdout; it stands alone, and says the figures of the step `test` and of this model's baselines."""
     artifacts = run_plan(small_plan(), tmp_path / "run")
-    own = {name: artifacts[name].name for name in ("data", "train", "calibrate")}
+    own = {name: artifacts[name].name for name in ("data", "train", "calibrate")} | {"fit_baselines": "fit_baselines-1"}
     _put_baselines(tmp_path / "run" / "baselines-1", own, rce=12.34)
     _put_baselines(tmp_path / "run" / "baselines-2", {**own, "train": "train-other"}, rce=56.78)
     (tmp_path / "run" / "baselines-3.partial").mkdir()
@@ -58,11 +58,13 @@ def test_a_run_becomes_one_page(
     for figures in metrics.values():
         assert f"<td>{figures['rce']:.2f}</td>" in text
         assert f"<td>{figures['reachable_pr_auc']:.4f}</td>" in text
-    assert '<td>12.34<small class="note"> behind</small></td>' in text
+    assert '<td>12.34<small class="note"> behind<br>-2.00 to -0.50</small></td>' in text
+    assert "Baselines learned from 1 rows, the net from 2." in text
     assert "<td>0.1234</td>" in text
     assert "56.78" not in text
-    # Two diagrams of 20 bins for each of two heads, a zero being a triangle.
-    assert text.count("<circle") + text.count('class="zero"') == 2 * 20 * 2
+    # Two diagrams of 20 bins for each of two heads, a zero being a triangle, and a mark for each of two epochs.
+    assert text.count("<circle") + text.count('class="zero"') == 2 * 20 * 2 + 2
+    assert "ms of one core</td>" in text
     assert "All 5 numbers" in text
 
 
@@ -71,8 +73,8 @@ def _put_baselines(artifact: Path, inputs: dict[str, str], rce: float) -> None:
     (artifact / "artifact.json").write_text(json.dumps({"inputs": inputs}))
     behind = {"value": -1.0, "low": -2.0, "high": -0.5, "verdict": "behind"}
     heads = {"like": {"rce": rce, "pr_auc": 0.1234, "rce_difference": behind}, "reply": {"rce": 1.0, "pr_auc": 0.5}}
-    model = {"heads": heads, "ms_per_500": 1.0, "size_bytes": 1, "train_s": 1.0}
-    document = {"models": {"logistic": model}, "train_rows": 1, "net_train_rows": 2}
+    model = {"heads": heads, "ms_per_500": 1.0, "cpu_s_per_million": 1.0, "size_bytes": 1, "train_s": 1.0}
+    document = {"models": {"logistic": model}, "train_rows": 1, "net_train_rows": 2, "products": []}
     (artifact / "baselines.json").write_text(json.dumps(document))
 
 

@@ -8,7 +8,7 @@ import xml.etree.ElementTree as ET
 import numpy as np
 import pytest
 
-from model_export.report.charts import histogram_chart, reliability_chart, sparkline
+from model_export.report.charts import curve_chart, histogram_chart, reliability_chart, sparkline
 
 
 def test_points_lie_where_they_should() -> None:
@@ -60,3 +60,28 @@ def test_a_sparkline_has_a_bar_for_each_bin() -> None:
     """And none for a feature that was never seen."""
     assert sparkline([1.0, 4.0, 2.0]).count("<rect") == 3
     assert sparkline([]) == ""
+
+
+def test_a_curve_is_drawn_to_scale() -> None:
+    """Equal steps of value are equal steps up the page, from the first to the last whole number across."""
+    x, y = np.array([0.0, 1.0, 2.0]), np.array([3.0, 2.0, 1.0])
+    chart = ET.fromstring(curve_chart("curve", x, y, (np.array([2.0]), np.array([1.0])), "across", "up"))  # noqa: S314  # our own
+
+    line = chart.find("g[@class='after']/path")
+    circle = chart.find("g[@class='before']/circle")
+    assert line is not None
+    assert circle is not None
+    points = [tuple(map(float, point.split())) for point in line.attrib["d"].removeprefix("M").split("L")]
+    assert np.diff([across for across, _ in points]) == pytest.approx([120.0, 120.0])
+    first, second = np.diff([up for _, up in points])
+    assert first == pytest.approx(second, abs=0.11)
+    assert first > 50
+    assert (float(circle.attrib["cx"]), float(circle.attrib["cy"])) == points[2]
+    assert [text.text for text in chart.findall("text[@class='tick']")][:3] == ["0", "1", "2"]
+    assert [text.text for text in chart.findall("text[@class='label']")] == ["across", "up"]
+
+
+def test_a_single_point_has_a_chart_too() -> None:
+    """No width, no height: the axes still have a range."""
+    one = np.array([0.5]), np.array([2.0])
+    assert "nan" not in curve_chart("curve", *one, one, "across", "up")

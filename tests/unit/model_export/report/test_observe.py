@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from model_export.datasets.records import Impressions, RecordSet
-from model_export.evaluate import reliability
-from model_export.report.observe import HISTOGRAM_EDGES, histograms, observe, session_uniform
+from model_export.evaluate import relative_cross_entropy, reliability
+from model_export.report.observe import HISTOGRAM_EDGES, Observed, histograms, observe, rce_interval, session_uniform
 from model_export.score import open_graph
 from service.bundle import Bundle
 
@@ -81,3 +81,21 @@ def test_no_positive_leaves_its_histogram_empty() -> None:
 
     assert with_it.sum() == 0
     assert without.sum() == 1
+
+
+def test_the_interval_of_a_head_is_that_of_its_viewers() -> None:
+    """Around the head's own figure; one viewer's rows repeated ten times over leave it as wide, new viewers' do not."""
+    rng = np.random.default_rng(0)
+    truth = np.clip(rng.beta(1, 9, (800, 2)), 0.001, 0.999)
+    predicted = np.stack([truth[:, 0], np.full(800, 0.1)], axis=1)
+
+    def seen(times: int, step: int) -> Observed:
+        p, q = np.concatenate([truth] * times), np.concatenate([predicted] * times)
+        viewers = np.concatenate([np.arange(800) // 4 + i * step for i in range(times)])
+        return Observed(raw=q, calibrated=q, truth=p, simulated=True, viewers=viewers)
+
+    low, high = rce_interval(seen(1, 0), 0)
+    assert low < relative_cross_entropy(truth[:, 0], truth[:, 0]) < high
+    assert high - low > 5 * float(np.ptp(rce_interval(seen(1, 0), 1)))
+    assert rce_interval(seen(10, 0), 0) == pytest.approx((low, high))
+    assert float(np.ptp(rce_interval(seen(10, 1_000), 0))) < 0.5 * (high - low)

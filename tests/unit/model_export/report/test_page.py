@@ -12,10 +12,12 @@ def test_what_could_not_be_measured_is_a_dash() -> None:
     nan = float("nan")
     empty = {"rce": nan, "pr_auc": nan, "calibration_error": nan, "positives": 3, "evaluated_positives": 0}
 
-    section = quality({"<share>": empty}, {"<share>": "prior_correction"})
+    section = quality({"<share>": empty}, {"<share>": "prior_correction"}, {"<share>": (nan, nan)})
 
     assert "nan" not in section
     assert section.count("<td>–</td>") == 3
+    assert "<td>– to –</td>" in section
+    assert "Fewer than 5,000 positives to learn from: &lt;share&gt;." in section
     assert "width:0.0%" in section
     assert "reachable" not in section
     assert "&lt;share&gt;" in section
