@@ -37,6 +37,8 @@ class Config:
         experiments: TOML file with the experiments; None: none.
         served_log: Directory that what is served is written to; None: nowhere.
         log_features: Share of the requests that are written to it as received, 0 to 1.
+        shadow_model: Label of the model that is compared with those that serve, see service/shadow.py; None: none.
+        shadow_share: Of the timelines, 0 to 1.
         host: Address to listen on.
         grpc_port: 0: any free one.
         metrics_port: 0: any free one.
@@ -58,6 +60,8 @@ class Config:
     experiments: Path | None
     served_log: Path | None
     log_features: float
+    shadow_model: str | None
+    shadow_share: float
     host: str
     grpc_port: int
     metrics_port: int
@@ -78,6 +82,7 @@ class Config:
             ("drain_ms", 0, 3_600_000),
             ("grace_ms", 0, 3_600_000),
             ("log_features", 0, 1),
+            ("shadow_share", 0, 1),
             ("model_check_ms", 10, 3_600_000),
             ("slowdown_max", 1, 1_000),
         ):
@@ -89,6 +94,10 @@ class Config:
             raise ConfigError("bundle and model_repository exclude each other")
         if self.log_features and self.served_log is None:
             raise ConfigError(f"log_features {self.log_features} has no served_log to go to")
+        if self.shadow_model is not None and self.model_repository is None:
+            raise ConfigError(
+                f"shadow_model {self.shadow_model!r} needs a model_repository: a bundle has no other model"
+            )
         # A call that comes without a deadline in the last moment before the stop must have the time promised to it.
         if self.grace_ms < self.limits.default_deadline_ms:
             raise ConfigError(
@@ -139,6 +148,8 @@ def _flags() -> tuple[_Flag, ...]:
         _Flag("experiments", Path, None, "TOML file with the experiments"),
         _Flag("served_log", Path, None, "directory to write what is served to"),
         _Flag("log_features", float, 0.0, "share of the requests to write there as received, 0 to 1"),
+        _Flag("shadow_model", str, None, "label of a model to compare with those that serve, off the request path"),
+        _Flag("shadow_share", float, 0.01, "share of the timelines to compare it on, 0 to 1"),
         _Flag("host", str, "0.0.0.0", "address to listen on"),  # noqa: S104 - a server in a container must
         _Flag("grpc_port", int, 8001, "0: any free one"),
         _Flag("metrics_port", int, 8002, "0: any free one"),

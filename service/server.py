@@ -31,6 +31,7 @@ from service.pipeline import Answer, Call, Ranking
 from service.repository import STABLE
 from service.served_log import LogFiles, ServedLog, logs_features
 from service.serving import Serving
+from service.shadow import Shadow, ShadowMetrics
 from service.tls import Certificates, check_caller
 
 logger = logging.getLogger(__name__)
@@ -40,6 +41,8 @@ LOADS_MAX = 20
 REFUSING_THREADS = 2  # A refusal takes microseconds.
 # Two usual timelines side by side for every processor: while one is in Python, the other may be in the model.
 ROWS_RUNNING_PER_CPU = 1_000
+# With more rows than this in the gate the shadow model rests.
+SHADOW_ROWS_RUNNING_PER_CPU = ROWS_RUNNING_PER_CPU // 2
 # Later than any real deadline: grpcio gives calls without one a time_remaining() of centuries.
 NO_DEADLINE_S = 10 * 365 * 86_400.0
 
@@ -198,6 +201,16 @@ class _RankingHandler(grpc.GenericRpcHandler):
         self._refusing_pool = ThreadPoolExecutor(REFUSING_THREADS, "refuse")
         # As long as a call may take to end: no stop waits for a body in vain.
         self._bodies = BodyReader(config.grace_ms / 1e3)
+        self._shadow = None
+        if config.shadow_model is not None:
+            busy_rows = SHADOW_ROWS_RUNNING_PER_CPU * cpus()
+            self._shadow = Shadow(
+                config.shadow_model,
+                config.shadow_share,
+                lambda request, serving, call: pipeline.rank_timeline(request, serving, self._decoder, call),
+                lambda: self.admission.rows > busy_rows,
+                ShadowMetrics(metrics.registry),
+            )
 
     @property
     def running(self) -> int:
@@ -223,6 +236,8 @@ class _RankingHandler(grpc.GenericRpcHandler):
         """Lets the threads end; the server has stopped."""
         self._refusing_pool.shutdown(wait=False)
         self._bodies.close()
+        if self._shadow is not None:
+            self._shadow.close()
 
     def _refuse(
         self, method: _Method, arrived_ns: int, _bodies: Iterator[bytes], context: grpc.ServicerContext
@@ -251,6 +266,8 @@ class _RankingHandler(grpc.GenericRpcHandler):
             self._metrics.observe(answer)
             if self._log is not None and answer.ranking is not None:
                 self._log_served(self._log, answer.ranking, answer.body, body)
+            if self._shadow is not None and answer.ranking is not None and self.serving is not None:
+                self._shadow.offer(self.serving, answer.ranking, body, answer.body)
             return answer.body
         except Exception as error:
             code = errors.status_code(error)

@@ -25,7 +25,14 @@ class Addresses(NamedTuple):
 @contextmanager
 def serving(bundle: Path, *flags: str) -> Iterator[Addresses]:
     """`timeline-ranker serve` on free ports, from its ready line on; drained when the context is left."""
-    command = [sys.executable, "-m", "service", "serve", "--bundle", str(bundle), "--host", "127.0.0.1"]
+    with serving_models("--bundle", str(bundle), *flags) as addresses:
+        yield addresses
+
+
+@contextmanager
+def serving_models(*flags: str) -> Iterator[Addresses]:
+    """The same, with flags that say what to serve."""
+    command = [sys.executable, "-m", "service", "serve", "--host", "127.0.0.1"]
     ports = ["--grpc-port", "0", "--metrics-port", "0", "--drain-ms", "0"]
     with subprocess.Popen([*command, *ports, *flags], stdout=subprocess.PIPE, text=True) as process:
         try:

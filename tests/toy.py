@@ -147,7 +147,7 @@ def candidates(
     )
 
 
-def golden_file() -> golden_pb2.GoldenFile:
+def golden_file(weights: Mapping[Group, NDArray[np.float32]] = WEIGHTS) -> golden_pb2.GoldenFile:
     """Three Tweets by two authors, with answers worked out by `raw_probabilities`."""
     asked = candidates([0.0, 10.0, 99.0], author_index=[0, 1, 1], strength=[0.0, 2.0])
     nan = math.nan
@@ -156,6 +156,7 @@ def golden_file() -> golden_pb2.GoldenFile:
         authors=np.array([[0.0, nan], [2.0, nan]]),
         author_index=np.array([0, 1, 1]),
         tweets=np.array([[likes, nan, nan, nan, nan] for likes in (0.0, 10.0, 99.0)]),
+        weights=weights,
     )
     signed = [h.sign * h.weight for h in SCHEMA.heads]
     response = ranking_pb2.ScoreTweetsResponse(
@@ -169,7 +170,8 @@ def golden_file() -> golden_pb2.GoldenFile:
     return golden_pb2.GoldenFile(cases=[golden_pb2.GoldenCase(request=request, response=response)])
 
 
-def write(directory: Path, **stated: Any) -> Path:
-    """Writes the toy bundle to `directory`; keywords replace what its manifest states."""
-    write_bundle(directory, model_bytes(), manifest_fields() | stated, golden_file().SerializeToString())
+def write(directory: Path, weights: Mapping[Group, NDArray[np.float32]] = WEIGHTS, **stated: Any) -> Path:
+    """Writes the toy bundle, or one of other weights, to `directory`; keywords replace what its manifest states."""
+    golden = golden_file(weights).SerializeToString()
+    write_bundle(directory, model_bytes(weights=weights), manifest_fields() | stated, golden)
     return directory

@@ -12,9 +12,8 @@ import numpy as np
 import pytest
 
 from service.__main__ import main
-from service.bundle import write_bundle
-from service.generated.timelines.ranking.v1 import golden_pb2, ranking_pb2_grpc
 from service.generated.timelines.ranking.v1 import ranking_pb2 as pb
+from service.generated.timelines.ranking.v1 import ranking_pb2_grpc
 from service.generated.timelines.ranking.v1.served_log_pb2 import ServedRecord
 from service.served_log import LogFiles, read_log
 from tests import toy
@@ -29,23 +28,6 @@ arms = [{name = "off", share = 0.5}, {name = "on", share = 0.5, exploration_epsi
 POLICY = "ranked_size = 2\nicymi_size = 1\nicymi_candidates_min = 3\n"
 HOUR_MS = 3_600_000
 RECORDS = 60
-
-
-def other_toy(directory: Path) -> Path:
-    """The toy, whose Tweets' own columns make a like half as probable."""
-    weights = {**toy.WEIGHTS, "tweet": np.array([0.5, 1, 1], np.float32) * toy.WEIGHTS["tweet"]}
-    asked = toy.candidates([0.0], strength=[float("nan")])
-    golden = golden_pb2.GoldenFile()
-    case = golden.cases.add()
-    case.request.viewer_id = 1
-    case.request.candidates.CopyFrom(asked)
-    raw = [0.0005, 0.0, 0.0]
-    case.response.heads.extend(toy.SCHEMA.head_names)
-    case.response.raw_probabilities.extend(raw)
-    case.response.probabilities.extend(x / 2 for x in raw)
-    case.response.scores.append(raw[0] / 2)
-    write_bundle(directory, toy.model_bytes(weights=weights), toy.manifest_fields(), golden.SerializeToString())
-    return directory
 
 
 def requests() -> list[pb.RankTimelineRequest]:
@@ -98,8 +80,9 @@ def same(toy_bundle: Path, flags: list[str]) -> Iterator[Addresses]:
 
 @pytest.fixture(scope="module")
 def other(folder: Path, flags: list[str]) -> Iterator[Addresses]:
-    """A server of another model."""
-    with serving(other_toy(folder / "other"), *flags) as addresses:
+    """A server of a toy whose Tweets' own columns make a like half as probable."""
+    weights = {**toy.WEIGHTS, "tweet": np.array([0.5, 1, 1], np.float32) * toy.WEIGHTS["tweet"]}
+    with serving(toy.write(folder / "other", weights), *flags) as addresses:
         yield addresses
 
 

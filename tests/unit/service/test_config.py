@@ -63,6 +63,8 @@ def test_other_variables_are_none_of_ours() -> None:
         (("--grpc-port", "9", "--metrics-port", "9"), {}, "grpc_port and metrics_port are both 9"),
         (("--log-features", "1.5", "--served-log", "x"), {}, "log_features 1.5 is not between 0 and 1"),
         (("--log-features", "nan", "--served-log", "x"), {}, "log_features nan is not between 0 and 1"),
+        (("--shadow-share", "-0.1"), {}, "shadow_share -0.1 is not between 0 and 1"),
+        (("--shadow-model", "canary"), {}, "shadow_model 'canary' needs a model_repository: a bundle has no other"),
         (("--log-features", "0.5"), {}, "log_features 0.5 has no served_log to go to"),
         (("--bundle", "a", "--model-repository", "b"), {}, "bundle and model_repository exclude each other"),
         (("--model-check-ms", "9"), {}, "model_check_ms 9 is not between 10 and 3600000"),
