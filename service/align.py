@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from service.cache import Cache, string_weight
 from service.decode import Candidates, Floats, Header, Ints, Sparse, Table
 from service.schema import Feature, GroupLayout, Schema
+from service.sparse_table import entries_of, take_rows
 
 # For each of the two memories of a group.
 CACHE_BYTES_MAX = 4 << 20
@@ -28,16 +29,28 @@ class Tables(NamedTuple):
         authors: float32 [A, author columns].
         author_index: int64 [N], in [0, A).
         tweets: float32 [N, tweet columns].
+        tweet_scalars: What is present of the Tweets' scalars, row by row, for a model that takes them so; `tweets` then
+            has the other columns only. None for other models.
     """
 
     viewer: Floats
     authors: Floats
     author_index: Ints
     tweets: Floats
+    tweet_scalars: Sparse | None = None
 
     def take(self, rows: Ints) -> Tables:
-        """The tables for only these Tweets."""
-        return self._replace(author_index=self.author_index[rows], tweets=self.tweets[rows])
+        """The tables for only these Tweets, all different."""
+        scalars = None if self.tweet_scalars is None else take_rows(self.tweet_scalars, rows)
+        return self._replace(author_index=self.author_index[rows], tweets=self.tweets[rows], tweet_scalars=scalars)
+
+    def without(self, table: str) -> Tables:
+        """The tables with all of `viewer`, `authors` or `tweets` absent."""
+        absent = self._replace(**{table: np.full_like(getattr(self, table), np.nan)})
+        entries = self.tweet_scalars
+        if table != "tweets" or entries is None:
+            return absent
+        return absent._replace(tweet_scalars=Sparse(entries.rows[:0], entries.columns[:0], entries.values[:0]))
 
 
 class ColumnCounts(NamedTuple):
@@ -84,15 +97,26 @@ class _Plan(NamedTuple):
 class Aligner:
     """Aligns candidates to one schema. May be shared by threads."""
 
-    def __init__(self, schema: Schema) -> None:
+    def __init__(self, schema: Schema, sparse_tweets: bool = False) -> None:
+        """Starts with empty memories.
+
+        Args:
+            schema: To align to.
+            sparse_tweets: Whether the model takes the Tweets' scalars as entries.
+        """
         self._groups = {group: _GroupAligner(layout) for group, layout in schema.layouts.items()}
+        self._sparse_tweets = sparse_tweets
 
     def align(self, candidates: Candidates) -> tuple[Tables, Counts]:
         """The candidates' tables in the model's columns, and what became of the caller's."""
         viewer, viewer_counts = self._groups["viewer"].align(candidates.viewer)
         authors, authors_counts = self._groups["author"].align(candidates.authors)
-        tweets, tweets_counts = self._groups["tweet"].align(candidates.tweets)
-        tables = Tables(viewer, authors, candidates.author_index, tweets)
+        entries = None
+        if self._sparse_tweets:
+            tweets, entries, tweets_counts = self._groups["tweet"].align_sparse(candidates.tweets)
+        else:
+            tweets, tweets_counts = self._groups["tweet"].align(candidates.tweets)
+        tables = Tables(viewer, authors, candidates.author_index, tweets, entries)
         return tables, Counts(viewer_counts, authors_counts, tweets_counts)
 
 
@@ -118,16 +142,31 @@ class _GroupAligner:
             out[:, : len(layout.scalars)] = values
         else:
             out[:, plan.target] = values[:, plan.source]
+        return out, self._fill(out, 0, table, plan)
 
+    def align_sparse(self, table: Table) -> tuple[Floats, Sparse, ColumnCounts]:
+        """Of a table of any form the columns after the scalars, and the scalars as entries, row by row."""
+        plan = self._plan(table.header)
+        scalars = len(self._layout.scalars)
+        out = np.full((table.rows, self._layout.width - scalars), np.nan, np.float32)
+        entries = table.values if isinstance(table.values, Sparse) else entries_of(table.values)
+        target = plan.target_of[entries.columns]
+        known = (target >= 0) & ~np.isnan(entries.values)
+        entries = Sparse(entries.rows[known], target[known].astype(np.uint32), entries.values[known])
+        return out, entries, self._fill(out, scalars, table, plan)
+
+    def _fill(self, out: Floats, first: int, table: Table, plan: _Plan) -> ColumnCounts:
+        """Puts the categories and vectors into `out`, which holds the columns from `first` on."""
+        layout = self._layout
         unknown_categories = 0
         for i, feature in plan.categorical:
             vocabulary, indices = table.categorical[i]
             lookup, unknown = self._lookup(feature, vocabulary)
-            out[:, layout.offsets[feature.name]] = lookup.take(indices)
+            out[:, layout.offsets[feature.name] - first] = lookup.take(indices)
             unknown_categories += unknown
         for i, columns in plan.vectors:
-            out[:, columns] = table.vectors[i]
-        return out, plan.counts._replace(unknown_categories=unknown_categories) if unknown_categories else plan.counts
+            out[:, columns.start - first : columns.stop - first] = table.vectors[i]
+        return plan.counts._replace(unknown_categories=unknown_categories) if unknown_categories else plan.counts
 
     def _plan(self, header: Header) -> _Plan:
         plan = self._plans.get(header)

@@ -11,8 +11,9 @@ import onnxruntime
 
 from service.align import Tables
 from service.bundle import BundleError
-from service.decode import Floats
+from service.decode import Floats, Ints
 from service.schema import Group, Schema
+from service.sparse_table import CHUNK, sparse_feeds, split
 
 OUTPUTS = ["probabilities", "raw_probabilities"]
 # The rows that a session is warmed up with: one, and sizes that a timeline has.
@@ -20,7 +21,13 @@ WARM_UP_ROWS = (1, 100, 500, 1_500)
 _TABLES: tuple[tuple[str, Group], ...] = (("viewer", "viewer"), ("authors", "author"), ("tweets", "tweet"))
 # Name -> dtype and shape; "*" is a size known only when the graph runs.
 Signature = dict[str, tuple[str, list[int | str]]]
-_DTYPES = {"tensor(float)": "float32", "tensor(int64)": "int64"}
+_DTYPES = {"tensor(float)": "float32", "tensor(int32)": "int32", "tensor(int64)": "int64"}
+_SPARSE: Signature = {
+    "tweets_values": ("float32", ["*", "*", CHUNK]),
+    "tweets_columns": ("int32", ["*", "*", CHUNK]),
+    "tweets_rows": ("int64", ["*", "*"]),
+    "tweets_ends": ("int64", ["*"]),
+}
 
 
 class Scores(NamedTuple):
@@ -40,6 +47,7 @@ class Scorer:
 
     Attributes:
         cost_points: Rows and nanoseconds of each run of the warm-up; empty before it.
+        sparse_tweets: Whether the model takes the Tweets' scalars as entries; see `Tables`.
     """
 
     def __init__(self, model: bytes, schema: Schema, stated: Mapping[str, Any], threads: int) -> None:
@@ -68,11 +76,15 @@ class Scorer:
             raise BundleError([f"model.onnx: onnxruntime refuses it: {_first_line(error)}"]) from error
         self._schema = schema
         self._inputs = {i.name for i in self._session.get_inputs()}
+        self.sparse_tweets = "tweets_values" in self._inputs
         self._check_signature(stated)
 
     def score(self, tables: Tables) -> Scores:
         """Scores N >= 1 Tweets."""
         feeds = {name: array for name, array in zip(Tables._fields, tables, strict=True) if name in self._inputs}
+        if tables.tweet_scalars is not None:
+            scalars = len(self._schema.layouts["tweet"].scalars)
+            feeds |= sparse_feeds("tweets", tables.tweet_scalars, len(tables.author_index), scalars)
         return Scores(*self._session.run(OUTPUTS, feeds))
 
     def warm_up(self) -> None:
@@ -93,7 +105,7 @@ class Scorer:
                 tables[group] = table
             author_index = rng.integers(0, sizes["author"], rows)
             begun_ns = time.perf_counter_ns()
-            scores = self.score(Tables(tables["viewer"], tables["author"], author_index, tables["tweet"]))
+            scores = self.score(self._tables(tables, author_index))
             self.cost_points.append((rows, time.perf_counter_ns() - begun_ns))
             for name, values in zip(OUTPUTS, scores, strict=True):
                 if values.shape != (rows, len(self._schema.heads)):
@@ -101,11 +113,23 @@ class Scorer:
                 if not ((values >= 0) & (values <= 1)).all():
                     raise BundleError([f"model.onnx: {name} outside of [0, 1]"])
 
+    def _tables(self, tables: Mapping[Group, Floats], author_index: Ints) -> Tables:
+        """Whole tables in the form that the model takes."""
+        tweets, entries = tables["tweet"], None
+        if self.sparse_tweets:
+            tweets, entries = split(tweets, len(self._schema.layouts["tweet"].scalars))
+        return Tables(tables["viewer"], tables["author"], author_index, tweets, entries)
+
     def _check_signature(self, stated: Mapping[str, Any]) -> None:
         """Holds the graph's inputs and outputs against the schema, and the manifest's against the graph's."""
         inputs: Signature = {name: ("float32", ["*", self._schema.layouts[group].width]) for name, group in _TABLES}
         inputs["viewer"][1][0] = 1
+        if self.sparse_tweets:
+            layout = self._schema.layouts["tweet"]
+            inputs["tweets"] = ("float32", ["*", layout.width - len(layout.scalars)])
         inputs = {name: signature for name, signature in inputs.items() if signature[1][1]}
+        if self.sparse_tweets:
+            inputs |= _SPARSE
         inputs["author_index"] = ("int64", ["*"])
         outputs: Signature = {name: ("float32", ["*", len(self._schema.heads)]) for name in OUTPUTS}
         faults = []

@@ -174,3 +174,45 @@ def test_take() -> None:
     assert chosen.tweets[:, 0].tolist() == [3, 1]
     assert chosen.author_index.tolist() == [0, 0]
     assert chosen.authors is tables.authors
+
+
+SPARSE = {"sparse_row_lengths": [2, 1], "sparse_column_indices": [2, 0, 1], "sparse_values": [7, 1, NAN]}
+
+
+@pytest.mark.parametrize("form", [{"values": [1, NAN, 7, NAN, NAN, NAN]}, SPARSE], ids=["dense", "sparse"])
+def test_a_model_that_takes_entries_gets_the_same_from_either_form(form: dict[str, list[float]]) -> None:
+    """Present values by the model's columns; categories and vectors in a table without the scalars' columns."""
+    message = tweets(
+        pb.FeatureTable(
+            columns=["is_reply", "likes", "mood"],
+            categorical=[pb.CategoricalColumn(name="language", vocabulary=["ja", "xx"], indices=[0, 1])],
+            vectors=[pb.VectorColumn(name="text", width=2, values=[0.5, 0.25, NAN, NAN])],
+            **form,  # type: ignore[arg-type]  # fields of numbers
+        )
+    )
+
+    tables, counts = align(message, Aligner(toy.SCHEMA, sparse_tweets=True))
+
+    assert tables.tweet_scalars is not None
+    assert [part.tolist() for part in tables.tweet_scalars] == [[0], [1], [1]]
+    np.testing.assert_array_equal(tables.tweets, np.array([[1, 0.5, 0.25], [NAN, NAN, NAN]], np.float32))
+    assert counts == align(message)[1]
+    assert counts.tweets == ColumnCounts(4, 0, 1, 1)
+
+
+@pytest.mark.parametrize("sparse_tweets", [False, True])
+def test_tables_without_one_group(sparse_tweets: bool) -> None:
+    """All of it is absent, the others are as they were."""
+    message = tweets(pb.FeatureTable(columns=["likes"], values=[1, 2]))
+    message.viewer.columns.append("sessions")
+    message.viewer.values.append(4)
+    tables, _ = align(message, Aligner(toy.SCHEMA, sparse_tweets))
+
+    without = tables.without("tweets")
+
+    assert np.isnan(without.tweets).all()
+    assert without.tweets.shape == tables.tweets.shape
+    assert without.tweet_scalars is None or not len(without.tweet_scalars.values)
+    assert without.viewer[0, 0] == 4
+    np.testing.assert_array_equal(tables.without("viewer").viewer, [[NAN, NAN]])
+    assert tables.without("viewer").tweet_scalars == tables.tweet_scalars

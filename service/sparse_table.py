@@ -1,0 +1,85 @@
+"""A table's scalars as what is present of them: how a model takes them whose schema is wide and whose rows are not.
+
+A row's entries stand in chunks of CHUNK places. Chunks stand in blocks of equal size, so that the model works through
+one block after another and its memory does not grow with the request.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.decode import Floats, Ints, Sparse
+
+# Places of a chunk. Rows fill half of their last one on average; a longer chunk is a little faster to add up.
+CHUNK = 16
+# Rows of weights that a block gathers are CHUNK times as many: they fit a core's cache.
+_CHUNKS_PER_BLOCK_MAX = 64
+
+
+class Chunks(NamedTuple):
+    """The inputs of a model, in the order and under the names that follow the table's: `tweets_values` and so on.
+
+    Attributes:
+        values: float32 [blocks, chunks, CHUNK]; NaN where there is no entry.
+        columns: int32, likewise: the column of each value; the number of scalars where there is no entry.
+        rows: int64 [blocks, chunks], the row that each chunk belongs to.
+        ends: int64 [rows + 1]: row r has the chunks after number ends[r] up to number ends[r + 1], counted through all
+            blocks. Chunk 0 is empty and nobody's.
+    """
+
+    values: Floats
+    columns: NDArray[np.int32]
+    rows: Ints
+    ends: Ints
+
+
+def entries_of(values: Floats) -> Sparse:
+    """What is present in a table [rows, columns], row by row."""
+    rows, columns = np.nonzero(~np.isnan(values))
+    return Sparse(rows, columns.astype(np.uint32), values[rows, columns])
+
+
+def split(table: Floats, scalars: int) -> tuple[Floats, Sparse]:
+    """A table [rows, width] as its columns after the scalars [rows, width - scalars], and the scalars as entries."""
+    return np.ascontiguousarray(table[:, scalars:]), entries_of(table[:, :scalars])
+
+
+def take_rows(entries: Sparse, rows: Ints) -> Sparse:
+    """The entries of only these rows, all different, in their order."""
+    if not len(entries.rows):
+        return entries
+    place = np.full(max(int(entries.rows[-1]), int(rows.max(initial=0))) + 1, -1)
+    place[rows] = np.arange(len(rows))
+    new_rows = place[entries.rows]
+    order = np.argsort(new_rows, kind="stable")
+    kept = order[np.searchsorted(new_rows[order], 0) :]
+    return Sparse(new_rows[kept], entries.columns[kept], entries.values[kept])
+
+
+def sparse_feeds(name: str, entries: Sparse, rows: int, scalars: int) -> dict[str, NDArray[Any]]:
+    """The inputs of a model for the scalars of the table `name`; see `to_chunks`."""
+    return {f"{name}_{part}": array for part, array in to_chunks(entries, rows, scalars)._asdict().items()}
+
+
+def to_chunks(entries: Sparse, rows: int, scalars: int) -> Chunks:
+    """Lays out entries, which stand row by row, of a table of `rows` rows and `scalars` columns."""
+    lengths = np.bincount(entries.rows, minlength=rows)
+    counts = -(-lengths // CHUNK)
+    ends = np.concatenate([[0], np.cumsum(counts)])
+    used = int(ends[-1]) + 1
+    blocks = -(-used // _CHUNKS_PER_BLOCK_MAX)
+    height = -(-used // blocks)
+    # The first place of each row, less the entries before it: what to add to an entry's number.
+    shifts = (ends[:-1] + 1) * CHUNK - (np.cumsum(lengths) - lengths)
+    places = np.repeat(shifts, lengths) + np.arange(len(entries.values))
+    values = np.full(blocks * height * CHUNK, np.nan, np.float32)
+    values[places] = entries.values
+    columns = np.full(len(values), scalars, np.int32)
+    columns[places] = entries.columns
+    chunk_rows = np.zeros(blocks * height, np.int64)
+    chunk_rows[1:used] = np.repeat(np.arange(rows), counts)
+    shape = blocks, height, CHUNK
+    return Chunks(values.reshape(shape), columns.reshape(shape), chunk_rows.reshape(shape[:2]), ends)
