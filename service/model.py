@@ -109,7 +109,7 @@ def make_model(bundle: Bundle, scorer: Scorer, version: str | None = None) -> Mo
         sha256=bundle.sha256,
         schema=bundle.schema,
         icymi_relevance_min=float(bundle.manifest["icymi_relevance_min"]),
-        aligner=Aligner(bundle.schema),
+        aligner=Aligner(bundle.schema, scorer.sparse_tweets),
         scorer=scorer,
     )
 
