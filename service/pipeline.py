@@ -279,7 +279,6 @@ def explain(tables: Tables, rows: Rows, relevances: Floats, served: Served) -> C
     shown = tables.take(rows)
     contributions = []
     for group in ("viewer", "authors", "tweets"):
-        without = shown._replace(**{group: np.full_like(getattr(shown, group), np.nan)})
-        scores = served.model.score(without)
+        scores = served.model.score(shown.without(group))
         contributions.append(relevances[rows] - relevance(scores.probabilities, served.policy.signed_weights))
     return Contributions(*contributions)
