@@ -16,8 +16,8 @@ def add_tls_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(usage_error=parser.error)
 
 
-def open_channel(arguments: argparse.Namespace) -> grpc.Channel:
-    """A channel to `arguments.target`, with TLS if there are files for it.
+def open_channel(arguments: argparse.Namespace, target: str | None = None) -> grpc.Channel:
+    """A channel to `target`, or to `arguments.target`, with TLS if there are files for it.
 
     Raises:
         SystemExit: The flags do not fit together or a file can not be read; as argparse does it, with a line on stderr.
@@ -27,10 +27,11 @@ def open_channel(arguments: argparse.Namespace) -> grpc.Channel:
         arguments.usage_error("--tls-cert and --tls-key go together")
     if cert is not None and ca is None:
         arguments.usage_error("--tls-cert needs --tls-ca")
+    target = target or arguments.target
     if ca is None:
-        return grpc.insecure_channel(arguments.target)
+        return grpc.insecure_channel(target)
     try:
         pems = [None if path is None else path.read_bytes() for path in (ca, key, cert)]
     except OSError as error:
         arguments.usage_error(f"{error.filename}: {error.strerror}")
-    return grpc.secure_channel(arguments.target, grpc.ssl_channel_credentials(*pems))
+    return grpc.secure_channel(target, grpc.ssl_channel_credentials(*pems))

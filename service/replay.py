@@ -17,6 +17,7 @@ import grpc
 
 from service import health_check
 from service.agreement import TOP_K, Drift, Spread, Tally, compare
+from service.client import add_tls_arguments, open_channel
 from service.generated.timelines.ranking.v1 import ranking_pb2 as pb
 from service.generated.timelines.ranking.v1 import ranking_pb2_grpc, served_log_pb2
 from service.served_log import CorruptLogError, read_log
@@ -71,6 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         help="a server to ask; one is compared with the log, two with each other",
     )
+    add_tls_arguments(parser)
     parser.add_argument(
         "--tolerance",
         metavar="P",
@@ -93,7 +95,7 @@ def run(arguments: argparse.Namespace) -> int:
         if len(targets) > 2:
             raise UsageError(f"{len(targets)} targets; one or two can be compared")
         with ExitStack() as stack:
-            stubs = [_connect(target, stack) for target in targets]
+            stubs = [_connect(stack.enter_context(open_channel(arguments, target)), target) for target in targets]
             outcome = replay(_read(arguments.log), stubs, arguments.tolerance, arguments.assign_arms)
         if not outcome.sent:
             raise UsageError(f"{arguments.log}: no request to send: {'; '.join(_passed_over(outcome)) or 'no record'}")
@@ -220,8 +222,7 @@ def _passed_over(outcome: Outcome) -> list[str]:
     return lines
 
 
-def _connect(target: str, stack: ExitStack) -> ranking_pb2_grpc.TimelineRankingServiceStub:
-    channel = stack.enter_context(grpc.insecure_channel(target))
+def _connect(channel: grpc.Channel, target: str) -> ranking_pb2_grpc.TimelineRankingServiceStub:
     try:
         status = health_check.check(channel, DEADLINE_S)
     except grpc.RpcError as error:

@@ -18,6 +18,8 @@ from service.__main__ import main
 from service.demo import SAMPLE_REQUEST
 from service.generated.timelines.ranking.v1 import ranking_pb2 as pb
 from service.generated.timelines.ranking.v1 import ranking_pb2_grpc
+from service.generated.timelines.ranking.v1.served_log_pb2 import ServedRecord
+from service.served_log import LogFiles
 from tests import toy
 from tests.server_process import Addresses, sample, serving
 
@@ -171,6 +173,23 @@ def test_commands_speak_tls(mutual: Addresses, tmp_path: Path, capsys: pytest.Ca
         assert main([*command, "--target", mutual.grpc, *trust, *shown]) == 0
         assert main([*command, "--target", mutual.grpc, *trust]) == 1
         assert "UNAVAILABLE" in capsys.readouterr().err
+
+
+def test_replay_speaks_tls(mutual: Addresses, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With its certificate it gets an answer, not that of the log; without it none."""
+    (tmp_path / "ca.pem").write_bytes(pem(CA))
+    trust = ["--tls-ca", str(tmp_path / "ca.pem")]
+    logged = pb.RankTimelineResponse(degradation=pb.DEGRADATION_NONE).SerializeToString()
+    files = LogFiles(tmp_path / "log")
+    asked = pb.RankTimelineRequest(viewer_id=1).SerializeToString()
+    files.append(ServedRecord(viewer_id=1, response=logged, request=asked).SerializeToString())
+    files.close()
+    replay = ["replay", str(tmp_path / "log"), "--target", mutual.grpc, *trust]
+
+    assert main([*replay, *write_pair(tmp_path, BACKEND)]) == 1
+    assert f"1 OK from {mutual.grpc}" in capsys.readouterr().out
+    assert main(replay) == 2
+    assert "UNAVAILABLE" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
