@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,9 @@ from model_export.sampling import prior_corrected
 from model_export.sparse import SparseRows, sparse_rows
 
 State = dict[str, Tensor]
+
+# Points of an epoch's training curve.
+_LOSS_PARTS = 50
 
 
 @dataclass(frozen=True)
@@ -64,12 +67,14 @@ class Epoch:
         rce: By head, on the validation examples at the natural rate, prior-corrected; NaN where one class is missing.
         score: Mean of the RCE that are there: what the best epoch is chosen by.
         examples_per_s: Trained, validation left out.
+        losses: Means over equal parts of the steps, in order, of the first process's examples.
     """
 
     loss: float
     rce: list[float]
     score: float
     examples_per_s: float
+    losses: list[float] = field(default_factory=list)
 
 
 def batch_tensors(examples: Examples, encoding: Encoding) -> tuple[SparseRows, Tensor]:
@@ -140,7 +145,7 @@ class Training:
         # Each epoch has generators of its own: a resumed training draws what an uninterrupted one does.
         torch.manual_seed(self._plan.seed + number + (self._peers.rank << 32))
         order = np.random.default_rng((self._plan.seed, number))
-        begin, losses, rows = time.perf_counter(), 0.0, 0
+        begin, losses, rows = time.perf_counter(), list[float](), 0
         self.network.train()
         batches = self._train.shuffled(self._batch_rows, order, self._peers.rank, self._peers.count)
         for step, examples in enumerate(batches):
@@ -148,14 +153,15 @@ class Training:
                 group["lr"] = learning_rate(
                     self._plan, number * self._steps_per_epoch + step, self._plan.epochs * self._steps_per_epoch
                 )
-            losses += self._step(examples)
+            losses.append(self._step(examples))
             rows += len(examples) * self._peers.count
             on_step(len(examples) * self._peers.count)
         seconds = time.perf_counter() - begin
-        loss = self._peers.mean(losses / self._steps_per_epoch)
+        loss = self._peers.mean(sum(losses) / self._steps_per_epoch)
         rce = self._peers.from_first(lambda: validate(self.network))
         score = float(np.nanmean(rce)) if np.isfinite(rce).any() else -loss
-        done = Epoch(loss, rce, score, rows / seconds)
+        parts = [float(part.mean()) for part in np.array_split(losses, min(_LOSS_PARTS, len(losses)))]
+        done = Epoch(loss, rce, score, rows / seconds, parts)
         if all(score > earlier.score for earlier in self.history):
             self.best = {name: value.clone() for name, value in self.network.state_dict().items()}
         self.history.append(done)

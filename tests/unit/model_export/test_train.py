@@ -69,6 +69,8 @@ def test_training_learns(start: Callable[..., Training], examples: ExampleSet) -
     train(training, examples, 3)
 
     assert sum(counted) == 2_000
+    assert len(first.losses) == len(counted) > 3
+    assert np.mean(first.losses) == pytest.approx(first.loss, rel=0.01)
     assert training.history[-1].loss < first.loss
     assert training.history[-1].rce[0] > 10
     assert training.ended
