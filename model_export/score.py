@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
 from model_export.datasets.records import Impressions
+from service.schema import Group
+from service.sparse_table import sparse_feeds, split
 
-INPUT_OF_GROUP = {"viewer": "viewer", "author": "authors", "tweet": "tweets"}
+INPUT_OF_GROUP: dict[Group, str] = {"viewer": "viewer", "author": "authors", "tweet": "tweets"}
 
 
 def open_graph(model: bytes, threads: int = 2) -> onnxruntime.InferenceSession:
@@ -29,18 +32,32 @@ def score(
     A run of the graph has one viewer row, so it takes as many consecutive impressions as share one. Each impression
     brings an author row of its own: the answer is the same as with shared ones.
     """
-    inputs = {node.name for node in graph.get_inputs()}
     raw, calibrated = [], []
     for rows in same_viewer(impressions.tables["viewer"]):
-        feeds: dict[str, NDArray[np.generic]] = {"author_index": np.arange(rows.stop - rows.start)}
-        for group, name in INPUT_OF_GROUP.items():
-            if name in inputs:
-                one = slice(rows.start, rows.start + 1) if name == "viewer" else rows
-                feeds[name] = impressions.tables[group][one]  # type: ignore[index]  # its keys are the groups
+        tables = {group: table[rows] for group, table in impressions.tables.items()}
+        tables["viewer"] = tables["viewer"][:1]
+        feeds = make_feeds(graph, tables, np.arange(rows.stop - rows.start))
         answer = graph.run(["raw_probabilities", "probabilities"], feeds)
         raw.append(answer[0])
         calibrated.append(answer[1])
     return np.concatenate(raw), np.concatenate(calibrated)
+
+
+def make_feeds(
+    graph: onnxruntime.InferenceSession, tables: Mapping[Group, NDArray[np.float32]], author_index: NDArray[np.int64]
+) -> dict[str, NDArray[Any]]:
+    """A graph's inputs, dense or sparse as it takes them, of whole tables: one viewer row, A authors, N Tweets."""
+    widths = {node.name: node.shape[-1] for node in graph.get_inputs()}
+    feeds: dict[str, NDArray[Any]] = {"author_index": author_index}
+    for group, name in INPUT_OF_GROUP.items():
+        table = tables[group]
+        if f"{name}_values" in widths:
+            scalars = table.shape[1] - widths.get(name, 0)
+            table, entries = split(table, scalars)
+            feeds |= sparse_feeds(name, entries, len(table), scalars)
+        if name in widths:
+            feeds[name] = table
+    return feeds
 
 
 def same_viewer(viewer: NDArray[np.float32]) -> Iterator[slice]:

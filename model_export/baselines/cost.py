@@ -8,11 +8,11 @@ from typing import Any, TypeVar
 
 import lightgbm
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 
 from model_export.baselines.rows import flat
 from model_export.datasets.records import Impressions
+from model_export.score import make_feeds, open_graph
 from service.schema import Group
 
 ROWS, AUTHORS = 500, 100
@@ -51,12 +51,14 @@ def timelines(impressions: Impressions) -> list[Feeds]:
 
 def graph_call(model: bytes, feeds: Sequence[Feeds]) -> Callable[[int], object]:
     """Runs a graph on one thread on the i-th timeline."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    names = [node.name for node in session.get_inputs()]
-    given = [{name: feed[name] for name in names} for feed in feeds]
+    session = open_graph(model, threads=1)
+    of_one_matrix = [node.name for node in session.get_inputs()] == ["x"]
+    given = [{"x": feed["x"]} if of_one_matrix else make_feeds(session, *_tables(feed)) for feed in feeds]
     return lambda i: session.run(None, given[i % len(given)])
+
+
+def _tables(feed: Feeds) -> tuple[dict[Group, NDArray[Any]], NDArray[Any]]:
+    return {"viewer": feed["viewer"], "author": feed["authors"], "tweet": feed["tweets"]}, feed["author_index"]
 
 
 def booster_call(boosters: Sequence[lightgbm.Booster], feeds: Sequence[Feeds]) -> Callable[[int], object]:
