@@ -66,14 +66,14 @@ def curve_chart(title: str, x: Floats, y: Floats, marks: tuple[Floats, Floats], 
     low, high = float(values.min()), float(values.max())
     room = 0.06 * (high - low) or 0.5
     low, high = low - room, high + room
-    end = max(float(np.max(np.concatenate([x, marks[0]]))), 1.0)
+    end = max(math.ceil(np.max(np.concatenate([x, marks[0]]))), 1)
 
     def place(at: float, value: float) -> tuple[float, float]:
         return _LEFT + (_WIDTH - _LEFT - _RIGHT) * at / end, _of_height((value - low) / (high - low))
 
     bottom = _HEIGHT - _BOTTOM
     parts = []
-    for tick in range(math.floor(end) + 1):
+    for tick in range(end + 1):
         across, _ = place(tick, low)
         parts.append(f'<path class="grid" d="M{across:.1f} {_TOP}V{bottom}"/>')
         parts.append(f'<text class="tick" x="{across:.1f}" y="{bottom + 14}" text-anchor="middle">{tick}</text>')
