@@ -6,9 +6,11 @@ import argparse
 import sys
 from pathlib import Path
 
+from model_export.distributed import process_group
 from model_export.plan import load_plan
 from model_export.plan_table import PlanError
 from model_export.run import run_plan
+from model_export.steps.train import follow, release
 from model_export.steps.verify import BUNDLE
 
 DONE, REFUSED = 0, 1
@@ -21,9 +23,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Runs what is missing; the last line on stdout is the path of the bundle, or of the last step's artifact."""
+    """Runs what is missing; the last line on stdout is the path of the bundle, or of the last step's artifact.
+
+    Where torchrun started several processes, the first one does this and the others take part in training alone.
+    """
     try:
-        artifacts = run_plan(load_plan(arguments.plan), arguments.out)
+        plan = load_plan(arguments.plan)
+        with process_group() as peers:
+            if not peers.first:
+                follow(plan)
+                return DONE
+            artifacts = run_plan(plan, arguments.out)
+            release()
     except (PlanError, FileNotFoundError) as error:
         print(error, file=sys.stderr)
         return REFUSED

@@ -1,9 +1,13 @@
-"""Step `train`: fits the network on the sampled examples; goes on where an interrupted run stopped."""
+"""Step `train`: fits the network on the sampled examples; goes on where an interrupted run stopped.
+
+Where torchrun started several processes, the first one comes here with the plan and the others by `follow`.
+"""
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,11 +16,12 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from model_export.distributed import peers
 from model_export.encode import make_encoding
 from model_export.finished_run import FinishedRun
 from model_export.first_layer import Part
 from model_export.network import Network, NetworkPlan
-from model_export.plan import Context, FeaturePlan, Step
+from model_export.plan import Context, FeaturePlan, Plan, Step
 from model_export.plan_table import PlanError, parse_table
 from model_export.steps.discretize import load_discretizer, save_discretizer
 from model_export.steps.sample import Sample, load_sample, open_records
@@ -32,7 +37,7 @@ class Parameters(TrainingPlan):
 
     Attributes:
         network: The shape.
-        threads: Of torch; another number may round sums another way.
+        threads: Of torch, in each process; another number may round sums another way.
         warm_start: A run whose trained net gives the starting weights: of the same features, heads, bins and shape.
         without: A part of the first layer that the net is trained without, to see what it gives.
     """
@@ -61,30 +66,32 @@ def load_trained(artifact: Path, schema: Schema) -> Network:
     return network.eval()
 
 
+def follow(plan: Plan) -> None:
+    """What every process but the first does of a plan: its part of training, each time the first one gets there."""
+    while True:
+        called: tuple[Mapping[str, Path], Path] | None = peers().from_first(lambda: None)
+        if called is None:
+            return
+        parameters = next(planned.parameters for planned in plan.steps if planned.name == "train")
+        _trained(Context(plan, parameters, *called))
+
+
+def release() -> None:
+    """Lets those go who `follow`, once the plan is done."""
+    peers().from_first(lambda: None)
+
+
 def _run(context: Context) -> str:
-    parameters: Parameters = context.parameters
-    torch.set_num_threads(parameters.threads)
-    schema = open_records(context.plan, context.inputs["data"]).schema
-    discretizer = load_discretizer(context.inputs["discretize"])
-    encoding = make_encoding(schema, context.plan.features, discretizer)
-    sample = load_sample(context.inputs["sample"], encoding, schema.head_names)
-
-    torch.manual_seed(parameters.seed)
-    row_counts, raw_counts = np.array(sample.info.row_counts), np.array(sample.info.raw_counts)
-    network = Network(parameters.network, encoding, len(schema.heads), row_counts, raw_counts, parameters.without)
-    network.set_base_logits(_base_logits(sample))
-    if parameters.warm_start is not None:
-        _start_from(network, _trained_by(parameters.warm_start), schema)
-    training = Training(network, parameters, sample.train)
-    _train(training, sample, schema, context.out / _CHECKPOINT)
-
+    peers().from_first(lambda: (context.inputs, context.out))
+    training, schema = _trained(context)
+    network = training.network
     network.load_state_dict(training.best)
     network.first.normalize()
-    save_discretizer(discretizer, context.out)
+    save_discretizer(load_discretizer(context.inputs["discretize"]), context.out)
     model = {
         "schema_hash": schema.hash,
         "features": asdict(context.plan.features),
-        "network": asdict(parameters.network),
+        "network": asdict(context.parameters.network),
     }
     (context.out / "model.json").write_text(json.dumps(model, indent=1))
     arrays: dict[str, Any] = {name: value.numpy() for name, value in network.state_dict().items()}
@@ -93,6 +100,28 @@ def _run(context: Context) -> str:
     (context.out / _CHECKPOINT).unlink()
     best = max(training.history, key=lambda epoch: epoch.score)
     return f"epoch {training.history.index(best) + 1} of {len(training.history)} is best: {_epoch_line(best, schema)}"
+
+
+def _trained(context: Context) -> tuple[Training, Schema]:
+    """The training, ended, and what the net reads and predicts."""
+    parameters: Parameters = context.parameters
+    torch.set_num_threads(parameters.threads)
+    schema = open_records(context.plan, context.inputs["data"]).schema
+    encoding = make_encoding(schema, context.plan.features, load_discretizer(context.inputs["discretize"]))
+    sample = load_sample(context.inputs["sample"], encoding, schema.head_names)
+
+    torch.manual_seed(parameters.seed)
+    row_counts, raw_counts = np.array(sample.info.row_counts), np.array(sample.info.raw_counts)
+    network = Network(parameters.network, encoding, len(schema.heads), row_counts, raw_counts, parameters.without)
+    network.set_base_logits(_base_logits(sample))
+    if parameters.warm_start is not None:
+        _start_from(network, _trained_by(parameters.warm_start), schema)
+    try:
+        training = Training(network, parameters, sample.train, peers())
+    except ValueError as error:
+        raise PlanError(f"train.{error}") from error
+    _train(training, sample, schema, context.out / _CHECKPOINT)
+    return training, schema
 
 
 def _trained_by(run: str) -> Path:
@@ -126,15 +155,25 @@ def _base_logits(sample: Sample) -> np.ndarray[tuple[int], np.dtype[np.float32]]
 
 def _train(training: Training, sample: Sample, schema: Schema, checkpoint: Path) -> None:
     rates = np.array([sample.info.rates[head] for head in schema.head_names])
+    first = peers().first
     if checkpoint.exists():
         training.resume(checkpoint)
-        tqdm.write(f"  train: goes on after epoch {len(training.history)}", file=sys.stderr)
+        _say(f"goes on after epoch {len(training.history)}")
     while not training.ended:
         number = len(training.history) + 1
-        with tqdm(total=sample.info.examples, desc=f"train epoch {number}", unit="example", leave=False) as bar:
+        bar = tqdm(
+            total=sample.info.examples, desc=f"train epoch {number}", unit="example", leave=False, disable=not first
+        )
+        with bar:
             epoch = training.epoch(lambda network: validation_rce(network, sample.validation, rates), bar.update)
-        training.checkpoint(checkpoint)
-        tqdm.write(f"  train: epoch {number}: {_epoch_line(epoch, schema)}", file=sys.stderr)
+        if first:
+            training.checkpoint(checkpoint)
+        _say(f"epoch {number}: {_epoch_line(epoch, schema)}")
+
+
+def _say(line: str) -> None:
+    if peers().first:
+        tqdm.write(f"  train: {line}", file=sys.stderr)
 
 
 def _epoch_line(epoch: Epoch, schema: Schema) -> str:

@@ -57,7 +57,7 @@ def train(training, epochs):
         training.epoch(lambda network: validation_rce(network, example_set, np.ones(2)), counted.append)
 
 def said(training):
-    return [{**asdict(epoch), "examples_per_s": None} for epoch in training.history]
+    return [{**asdict(epoch), "examples_per_s": None, "losses": None} for epoch in training.history]
 
 results = []
 with process_group() as peers:
