@@ -3,6 +3,7 @@
     extends = "default.toml"      what is not said here is as it is there (tables are merged, lists replaced)
     steps = ["data", "discretize", ...]
     [split] [features] [heads.<name>]
+    [cluster]                     for `submit`: see `model_export.cluster.ClusterPlan`
     [<step>]                      the step's parameters; `from = "runs/a"` takes its artifact from another run instead
 
 A step is a module with a `STEP`: the name of one in `model_export.steps`, or the dotted path of any other.
@@ -17,6 +18,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from model_export.cluster import ClusterPlan
 from model_export.datasets.records import RecordSet
 from model_export.plan_table import PlanError, parse_table, unknown
 from service.schema import Head, Schema
@@ -169,12 +171,13 @@ class PlannedStep:
 
 @dataclass(frozen=True)
 class Plan:
-    """A plan. No `heads` means all of the data's, with its weights."""
+    """A plan. No `heads` means all of the data's, with its weights; `cluster` is where it may be carried out."""
 
     split: Split
     features: FeaturePlan
     heads: Mapping[str, HeadPlan]
     steps: tuple[PlannedStep, ...]
+    cluster: ClusterPlan | None = None
 
     def part(self, name: Part) -> Any:
         """A part as JSON values."""
@@ -187,7 +190,7 @@ class Plan:
         return {head: asdict(plan) for head, plan in self.heads.items()}
 
     def to_json(self) -> dict[str, Any]:
-        """The resolved plan: every default written out."""
+        """The resolved plan, every default written out; not where it is carried out, which changes nothing."""
         tables = {planned.name: {"from": planned.source} if planned.source else planned.table for planned in self.steps}
         shared = {"split": self.part("split"), "features": self.part("features"), "heads": self.part("weights")}
         return {"steps": [planned.name for planned in self.steps], **shared, **tables}
@@ -209,6 +212,7 @@ class _Shared:
     steps: tuple[str, ...]
     features: FeaturePlan = field(default_factory=FeaturePlan)
     heads: dict[str, HeadPlan] = field(default_factory=dict)
+    cluster: ClusterPlan | None = None
 
 
 def load_plan(path: Path) -> Plan:
@@ -218,14 +222,14 @@ def load_plan(path: Path) -> Plan:
         PlanError: It can not be carried out as it stands; the message says where and what.
         OSError: The file can not be read.
     """
-    document = _read(path, ())
+    document = read_document(path)
     steps = document.get("steps", [])
     if not isinstance(steps, list) or not all(isinstance(name, str) for name in steps):
         raise PlanError(f"{path.name}: steps is not a list of names")
     names = [name.rpartition(".")[2] for name in steps]
     if len(set(names)) != len(names):
         raise PlanError(f"{path.name}: a step twice")
-    shared_keys = ("split", "steps", "features", "heads")
+    shared_keys = ("split", "steps", "features", "heads", "cluster")
     for key in document:
         if key not in (*shared_keys, *names):
             raise PlanError(f"{path.name}: {unknown(key, ('extends', *shared_keys, *names))}")
@@ -235,11 +239,11 @@ def load_plan(path: Path) -> Plan:
         missing = [name for name in step.step.inputs if name not in names[:i]]
         if missing and step.source is None:
             raise PlanError(f"steps: {step.name} needs {missing[0]} before it")
-    return Plan(shared.split, shared.features, shared.heads, planned)
+    return Plan(shared.split, shared.features, shared.heads, planned, shared.cluster)
 
 
-def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
-    """The file's tables laid over those of the plans that it extends."""
+def read_document(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The file's tables laid over those of the plans that it extends, themselves `seen` already."""
     if path.resolve() in seen:
         raise PlanError(f"{path.name} extends itself")
     try:
@@ -251,7 +255,7 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
         return document
     if not isinstance(base, str):
         raise PlanError(f"{path.name}: extends is not a file name")
-    return _merged(_read(path.parent / base, (*seen, path.resolve())), document)
+    return _merged(read_document(path.parent / base, (*seen, path.resolve())), document)
 
 
 def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
