@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from model_export.discretize import Discretizer, bin_of
 from model_export.plan import FeaturePlan
+from model_export.plan_table import PlanError, unknown
 from model_export.weights import VectorPair
 from service.schema import GROUPS, Feature, Group, GroupLayout, Schema
 
@@ -144,20 +145,20 @@ def select_features(schema: Schema, plan: FeaturePlan) -> Schema:
     """The schema of what the plan's model reads.
 
     Raises:
-        ValueError: A pattern fits no feature, nothing is left, or a scalar that is used enters in no form.
+        PlanError: A pattern fits no feature, nothing is left, or a scalar that is used enters in no form.
     """
     names = [qualified(feature) for feature in schema.features]
     for patterns in (plan.use, plan.leave_out, plan.binned, plan.raw, plan.raw_log):
         for pattern in patterns:
             if not any(fnmatchcase(name, pattern) for name in names):
-                raise ValueError(f"features: {pattern!r} fits no feature")
+                raise PlanError(f"features: {unknown(pattern, names)}")
     used = [f for f in schema.features if matches(qualified(f), plan.use) and not matches(qualified(f), plan.leave_out)]
     if not used:
-        raise ValueError("features: nothing is left")
+        raise PlanError("features: nothing is left")
     for feature in used:
         scalar = feature.kind in ("continuous", "binary")
         if scalar and not matches(qualified(feature), (*plan.binned, *plan.raw, *plan.raw_log)):
-            raise ValueError(f"features: {qualified(feature)} is used, but neither binned nor raw")
+            raise PlanError(f"features: {qualified(feature)} is used, but neither binned nor raw")
     by_name = {qualified(feature): feature for feature in used}
     for names_of_pair in plan.dots:
         _check_pair(names_of_pair, by_name)
@@ -168,10 +169,10 @@ def _check_pair(names: tuple[str, ...], features: Mapping[str, Feature]) -> None
     where = f"features: dots {list(names)}"
     for name in names:
         if name not in features or features[name].kind != "vector":
-            raise ValueError(f"{where}: {name!r} is no vector that is used")
+            raise PlanError(f"{where}: {name!r} is no vector that is used")
     pair = [features[name] for name in names]
     if len(pair) != 2 or pair[0].width != pair[1].width or [f.group for f in pair].count("tweet") != 1:
-        raise ValueError(f"{where}: wants a vector of the Tweet and one of the viewer or author, of one width")
+        raise PlanError(f"{where}: wants a vector of the Tweet and one of the viewer or author, of one width")
 
 
 def make_encoding(schema: Schema, plan: FeaturePlan, discretizer: Discretizer) -> Encoding:

@@ -134,8 +134,8 @@ def test_selection_by_patterns(small_schema: Schema) -> None:
 @pytest.mark.parametrize(
     ("plan", "message"),
     [
-        (FeaturePlan(use=("tweet.like",)), r"'tweet\.like' fits no feature"),
-        (FeaturePlan(raw=("tweet.dislikes",)), r"'tweet\.dislikes' fits no feature"),
+        (FeaturePlan(use=("tweet.like",)), r"'tweet\.like' is not known; did you mean 'tweet\.likes'"),
+        (FeaturePlan(raw=("tweet.dislikes",)), r"'tweet\.dislikes' is not known; did you mean 'tweet\.likes'"),
         (FeaturePlan(leave_out=("*",)), "nothing is left"),
         (FeaturePlan(binned=("tweet.*", "viewer.*")), r"author\.strength is used, but neither binned nor raw"),
     ],
