@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 DATA ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test quick check format proto bench clean
+.PHONY: help demo serve test quick fuzz check format proto bench clean
 
 help: ## what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +35,9 @@ test: $(VENV)/.dev ## every test
 
 quick: $(VENV)/.dev ## the tests that need no foreign binaries and little time
 	@$(BIN)/pytest -m 'not foreign and not slow'
+
+fuzz: $(VENV)/.dev ## odd bytes on a real server; CALLS=how many, SEED=where to begin
+	@TIMELINE_RANKER_FUZZ_CALLS=$(or $(CALLS),200000) TIMELINE_RANKER_FUZZ_SEED=$(or $(SEED),1) $(BIN)/pytest tests/fuzz
 
 check: $(VENV)/.dev ## lint, formatting, types, freshness of the generated code
 	@$(BIN)/ruff check

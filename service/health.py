@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
+from google.protobuf.message import DecodeError, Message
 from grpc_health.v1 import health, health_pb2
 from grpc_reflection.v1alpha import reflection, reflection_pb2
+
+M = TypeVar("M", bound=Message)
 
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -41,7 +44,8 @@ class _Watch:
         # The streams that are open. Adding, discarding and copying are single steps under the GIL.
         self._streams: set[Callable[[Any], None]] = set()
 
-    def __call__(self, request: Any, context: grpc.ServicerContext, send: Callable[[Any], None]) -> None:
+    def __call__(self, body: bytes, context: grpc.ServicerContext, send: Callable[[Any], None]) -> None:
+        request = _parse(health_pb2.HealthCheckRequest, body, context)
         self._streams.add(send)
         context.add_callback(lambda: self._streams.discard(send))
         self._servicer.Watch(request, context, send)
@@ -67,17 +71,18 @@ class Health:
 
     def handlers(self) -> tuple[grpc.GenericRpcHandler, ...]:
         """What to add to the server."""
-        request, response = health_pb2.HealthCheckRequest, health_pb2.HealthCheckResponse
-        methods = {
+        response = health_pb2.HealthCheckResponse
+        methods: dict[str, grpc.RpcMethodHandler[bytes, health_pb2.HealthCheckResponse]] = {
             "Check": grpc.unary_unary_rpc_method_handler(
-                OnPool(self._servicer.Check, self._health_pool), request.FromString, response.SerializeToString
+                OnPool(self._check, self._health_pool), response_serializer=response.SerializeToString
             ),
-            "Watch": grpc.unary_stream_rpc_method_handler(self._watch, request.FromString, response.SerializeToString),
+            "Watch": grpc.unary_stream_rpc_method_handler(self._watch, response_serializer=response.SerializeToString),
         }
-        reflect = grpc.stream_stream_rpc_method_handler(
-            OnPool(self._reflection.ServerReflectionInfo, self._reflection_pool),
-            reflection_pb2.ServerReflectionRequest.FromString,
-            reflection_pb2.ServerReflectionResponse.SerializeToString,
+        reflect: grpc.RpcMethodHandler[bytes, reflection_pb2.ServerReflectionResponse] = (
+            grpc.stream_stream_rpc_method_handler(
+                OnPool(self._reflect, self._reflection_pool),
+                response_serializer=reflection_pb2.ServerReflectionResponse.SerializeToString,
+            )
         )
         return (
             grpc.method_handlers_generic_handler(health.SERVICE_NAME, methods),
@@ -101,6 +106,21 @@ class Health:
         self._health_pool.shutdown(wait=False)
         self._reflection_pool.shutdown(wait=False)
 
+    def _check(self, body: bytes, context: grpc.ServicerContext) -> Any:
+        return self._servicer.Check(_parse(health_pb2.HealthCheckRequest, body, context), context)
+
+    def _reflect(self, bodies: Iterable[bytes], context: grpc.ServicerContext) -> Any:
+        requests = (_parse(reflection_pb2.ServerReflectionRequest, body, context) for body in bodies)
+        return self._reflection.ServerReflectionInfo(requests, context)
+
     def _set(self, status: int) -> None:
         for name in self._names:
             self._servicer.set(name, status)
+
+
+def _parse(kind: type[M], body: bytes, context: grpc.ServicerContext) -> M:
+    """The message in `body`; grpcio, were it to parse, would call bytes that are none an error of the server's."""
+    try:
+        return kind.FromString(body)
+    except DecodeError:
+        context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"the body is not a {kind.DESCRIPTOR.full_name}")

@@ -45,6 +45,33 @@ def serving_models(*flags: str) -> Iterator[Addresses]:
     assert process.returncode == 0
 
 
+class Running(NamedTuple):
+    """A server's process, which a test may do anything to."""
+
+    process: subprocess.Popen[str]
+    addresses: Addresses
+
+    @property
+    def descriptors(self) -> int:
+        return len(list(Path(f"/proc/{self.process.pid}/fd").iterdir()))
+
+
+@contextmanager
+def started(bundle: Path, *flags: str, first: str = "true", grpc_port: str = "0") -> Iterator[Running]:
+    """A server from its ready line on, begun by a shell that does `first` before; killed if it is still there."""
+    command = [sys.executable, "-m", "service", "serve", "--bundle", str(bundle), "--host", "127.0.0.1"]
+    command += ["--drain-ms", "0", "--grpc-port", grpc_port, "--metrics-port", "0", *flags]
+    by_shell = ["sh", "-c", f'{first} && exec "$@"', "sh", *command]
+    with subprocess.Popen(by_shell, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            ready = re.fullmatch(r"ready grpc=(\S+) metrics=(\S+)\n", process.stdout.readline())
+            assert ready, "the server did not start; its log says why"
+            yield Running(process, Addresses(*ready.groups()))
+        finally:
+            process.kill()
+
+
 def sample(addresses: Addresses, series: str) -> float:
     """The value of one series of the metrics, as written in the text format."""
     with urllib.request.urlopen(f"http://{addresses.metrics}/metrics") as answer:

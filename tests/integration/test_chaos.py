@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import re
 import resource
 import signal
 import socket
 import struct
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import NamedTuple
 
 import grpc
 import pytest
@@ -34,9 +30,8 @@ from service.server import Server
 from service.serving import Serving
 from tests import toy
 from tests.http2 import GREETING, SETTINGS, call_body, call_headers, connect, frames
-from tests.server_process import Addresses, sample
+from tests.server_process import Running, sample, started
 
-SERVE = [sys.executable, "-m", "service", "serve", "--host", "127.0.0.1", "--drain-ms", "0"]
 RANK_TIMELINE = "/timelines.ranking.v1.TimelineRankingService/RankTimeline"
 REQUEST = pb.RankTimelineRequest(viewer_id=1, candidates=toy.candidates([1, 2]))
 LARGE = pb.RankTimelineRequest(viewer_id=1, candidates=toy.candidates([1.0] * 5_000))
@@ -45,32 +40,6 @@ SECONDS_COUNT = f"grpc_server_handling_seconds_count{LABELS}"
 PROMPT_S = 5.0  # Far more than it takes, far less than it would if it waited for any of what goes wrong here.
 PATIENCE_S = 60
 NOON_MS, HOUR_MS = 1_700_000_000_000, 3_600_000
-
-
-class Running(NamedTuple):
-    """A server's process, which a test may do anything to."""
-
-    process: subprocess.Popen[str]
-    addresses: Addresses
-
-    @property
-    def descriptors(self) -> int:
-        return len(list(Path(f"/proc/{self.process.pid}/fd").iterdir()))
-
-
-@contextmanager
-def started(bundle: Path, *flags: str, first: str = "true", grpc_port: str = "0") -> Iterator[Running]:
-    """A server from its ready line on, begun by a shell that does `first` before; killed if it is still there."""
-    command = [*SERVE, "--bundle", str(bundle), "--grpc-port", grpc_port, "--metrics-port", "0", *flags]
-    by_shell = ["sh", "-c", f'{first} && exec "$@"', "sh", *command]
-    with subprocess.Popen(by_shell, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout is not None
-            ready = re.fullmatch(r"ready grpc=(\S+) metrics=(\S+)\n", process.stdout.readline())
-            assert ready, "the server did not start; its log says why"
-            yield Running(process, Addresses(*ready.groups()))
-        finally:
-            process.kill()
 
 
 def drain(server: Running) -> None:
