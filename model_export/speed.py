@@ -36,6 +36,7 @@ class NetShape:
 
     Attributes:
         bins: Of each continuous feature.
+        directions: In which the rows of a feature's bins lie, see `model_export.first_layer`; 0: every row is free.
         log_counts: Whether features with the unit "count" enter by their logarithm as well.
         units: K, of the first layer.
         crosses: Cross layers of rank 32.
@@ -45,6 +46,7 @@ class NetShape:
     """
 
     bins: int = 16
+    directions: int = 0
     log_counts: bool = True
     units: int = 256
     crosses: int = 0
@@ -107,7 +109,9 @@ def random_net(schema: Schema, shape: NetShape, seed: int) -> tuple[NetWeights, 
             else:
                 bins = 2 if feature.kind == "binary" else shape.bins
                 boundaries = np.linspace(-1.5, 1.5, bins + 1, dtype=np.float32)[1:-1]
-                binned.append(Binned(column, boundaries, draw(bins, shape.units)))
+                free = draw(bins, shape.units)
+                spanned = draw(bins, shape.directions) @ draw(shape.directions, shape.units)
+                binned.append(Binned(column, boundaries, spanned if shape.directions else free))
                 if shape.log_counts and feature.unit == "count":
                     logs.append(column)
         raws = tuple(

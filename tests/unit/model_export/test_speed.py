@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import onnxruntime
@@ -50,6 +51,13 @@ def test_random_nets_spread_over_the_bins_and_knots() -> None:
 
     assert outputs[0].std(axis=0).min() > 0
     np.testing.assert_allclose(outputs[0], outputs[1], atol=1e-5)
+
+
+def test_rows_of_bins_lie_in_as_many_directions_as_asked_for() -> None:
+    """Free rows of three bins or more span more than two."""
+    for directions, rank in ((0, 4), (2, 2)):
+        net, _ = random_net(SCHEMA, replace(SHAPE, directions=directions), seed=3)
+        assert np.linalg.matrix_rank(net.groups["author"].binned[0].weights) == rank
 
 
 def test_random_feeds_have_the_share_of_absent_values_asked_for() -> None:
