@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from google.protobuf.message import DecodeError, Message
@@ -53,7 +53,7 @@ class Categorical(NamedTuple):
     """A categorical column: `indices` [rows] into `vocabulary`; its size means absent."""
 
     vocabulary: tuple[str, ...]
-    indices: NDArray[np.uint32]
+    indices: NDArray[np.integer[Any]]
 
 
 class Table(NamedTuple):
@@ -85,6 +85,7 @@ class Candidates:
         viewer: 1 row.
         authors: A rows.
         tweets: N rows.
+        tweet_id_varints: uint8 [N, width], the ids as protobuf writes them, where all are equally long; else None.
     """
 
     tweet_ids: Ints
@@ -93,6 +94,7 @@ class Candidates:
     viewer: Table
     authors: Table
     tweets: Table
+    tweet_id_varints: NDArray[np.uint8] | None = None
 
     def __len__(self) -> int:
         return len(self.tweet_ids)
@@ -209,6 +211,17 @@ class Decoder:
         return Categorical(known, indices)
 
 
+def has_infinity(values: Floats) -> bool:
+    """Whether one of the values is infinite."""
+    return bool(np.count_nonzero(np.isinf(values)))
+
+
+def has_part(values: Floats) -> bool:
+    """Whether a row of [rows, width] has values and NaN as well."""
+    absent = np.isnan(values)
+    return bool(np.count_nonzero(absent != absent[:, :1]))
+
+
 def _decode_scalars(message: pb.FeatureTable, rows: int, columns: int, where: str) -> Floats | Sparse:
     sparse = message.sparse_row_lengths or message.sparse_column_indices or message.sparse_values
     if not sparse:
@@ -256,8 +269,7 @@ def _decode_vector(message: pb.VectorColumn, rows: int, where: str) -> Floats:
         raise InvalidRequest(f"{where}.values", f"{len(message.values)} values for {rows} rows of width {width}")
     values = np.asarray(message.values, dtype=np.float32).reshape(rows, width)
     _check_no_infinity(f"{where}.values", values)
-    absent = np.isnan(values)
-    if (absent != absent[:, :1]).any():
+    if has_part(values):
         raise InvalidRequest(f"{where}.values", "a row that is partly NaN: a vector is there as a whole or not at all")
     return values
 
@@ -309,5 +321,5 @@ def _check_distinct(where: str, ids: Ints) -> None:
 
 
 def _check_no_infinity(where: str, values: Floats) -> None:
-    if np.isinf(values).any():
+    if has_infinity(values):
         raise InvalidRequest(where, "an infinity; what is absent is NaN")

@@ -6,7 +6,6 @@ can weigh each Tweet by 1 / probability and so ask what another ranking would ha
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -20,14 +19,14 @@ _WHICH_SALT = "timeline-ranker/exploration-slot"
 
 
 def explore(
-    timeline: Timeline, candidates: Candidates, raw_relevance: Callable[[], Floats], epsilon: float, request_id: str
+    timeline: Timeline, candidates: Candidates, raw_relevance: Floats, epsilon: float, request_id: str
 ) -> tuple[Timeline, Floats]:
     """Gives the slot of the lowest Tweet of the ranked section to one of the M of the remainder, if the dice say so.
 
     Args:
         timeline: Of N candidates, all of them scored.
         candidates: What it was built from.
-        raw_relevance: Gives [N], from raw probabilities; breaks ties for the lowest, as it did for the order.
+        raw_relevance: [N], from raw probabilities; breaks ties for the lowest, as it did for the order.
         epsilon: How probable it is, 0 to 1. Which of the M is uniform.
         request_id: Seeds both draws: the same request gets the same timeline.
 
@@ -43,7 +42,7 @@ def explore(
     if not epsilon or not len(ranked) or not len(remainder):
         return timeline, probabilities
 
-    keys = (candidates.tweet_ids, candidates.created_at_ms, raw_relevance(), timeline.scores)
+    keys = (candidates.tweet_ids, candidates.created_at_ms, raw_relevance, timeline.scores)
     lowest = np.lexsort([key[ranked] for key in keys])[0]
     probabilities[ranked[lowest]] = 1 - epsilon
     probabilities[remainder] = epsilon / len(remainder)

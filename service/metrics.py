@@ -5,13 +5,15 @@ Children are bound once here: looking one up by its labels costs as much as coun
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Collection, Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator
 
 import grpc
 import numpy as np
 from numpy.typing import NDArray
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric
 from prometheus_client.core import HistogramMetricFamily
 from prometheus_client.registry import Collector
 
@@ -33,6 +35,9 @@ REFUSALS: dict[type[Exception], str] = {
     Cancelled: "cancelled",
     NotAllowed: "identity",
 }
+# What answers were about is counted for so many at a time: a processor that comes from a run of the model has to fetch
+# all the code and counters anew, which takes several times as long as counting.
+ANSWERS_TOGETHER = 32
 LOAD_RESULTS = ("loaded", "refused")
 _DECISION_PREFIX = "ICYMI_DECISION_"
 _DEGRADATION_PREFIX = "DEGRADATION_"
@@ -53,6 +58,7 @@ class Metrics:
     def __init__(self, service: str, methods: Iterable[str], arms: Iterable[tuple[str, str]]) -> None:
         """Makes the series of a gRPC service, its methods, and all pairs of experiment and arm."""
         self.registry = CollectorRegistry()
+        self.registry.register(_Before(self._count))  # the first to be asked
         labels = ("grpc_service", "grpc_method")
         started = Counter("grpc_server_started_total", "Calls begun.", labels, registry=self.registry)
         handled = Counter("grpc_server_handled_total", "Calls ended.", (*labels, "grpc_code"), registry=self.registry)
@@ -117,6 +123,8 @@ class Metrics:
             "timeline_model_info", "1 for each model that serves.", ("version", "sha256"), registry=self.registry
         )
         self._models: set[tuple[str, str]] = set()
+        # Appending and popping are single steps under the GIL.
+        self._answers: deque[Answer] = deque()
         loads = Counter("timeline_model_loads_total", "Attempts to load a model.", ("result",), registry=self.registry)
         self.loads = {result: loads.labels(result) for result in LOAD_RESULTS}
         tls = Counter("timeline_tls_reloads_total", "Changes of the TLS files.", ("result",), registry=self.registry)
@@ -134,7 +142,18 @@ class Metrics:
         self._models = serving
 
     def observe(self, answer: Answer) -> None:
-        """Counts what one answer was about."""
+        """Counts what one answer was about, at the latest when somebody asks."""
+        self._answers.append(answer)
+        if len(self._answers) >= ANSWERS_TOGETHER:
+            self._count()
+
+    def _count(self) -> None:
+        """Counts the answers that were observed since last time."""
+        with contextlib.suppress(IndexError):  # none left
+            while True:
+                self._count_one(self._answers.popleft())
+
+    def _count_one(self, answer: Answer) -> None:
         for stage, ns in answer.stages_ns.items():
             self._stages[stage].observe(ns / 1e9)
         self._candidates.observe(answer.rows)
@@ -150,6 +169,22 @@ class Metrics:
                 self._degraded[timeline.degradation].inc()
             for names in answer.ranking.arms.items():
                 self._arms[names].inc()
+
+
+class _Before(Collector):
+    """Has something done before a registry's other collectors are asked."""
+
+    def __init__(self, do: Callable[[], None]) -> None:
+        self._do = do
+
+    def describe(self) -> Iterator[Metric]:
+        """No series of its own."""
+        return iter(())
+
+    def collect(self) -> Iterator[Metric]:
+        """No series of its own."""
+        self._do()
+        return iter(())
 
 
 class ProbabilityHistogram(Collector):

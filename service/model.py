@@ -14,6 +14,7 @@ from service.bundle import Bundle, BundleError, read_bundle
 from service.decode import Decoder
 from service.errors import InvalidRequest
 from service.generated.timelines.ranking.v1 import golden_pb2
+from service.generated.timelines.ranking.v1 import ranking_pb2 as pb
 from service.limits import Limits
 from service.policy import EffectivePolicy
 from service.relevance import relevance
@@ -64,12 +65,19 @@ class Served:
         policy: Makes a timeline of the scores.
         arms: Experiment -> arm of the viewer.
         exploration_epsilon: How often a Tweet is explored, 0 to 1.
+        fields: Heads and `served_by` of a RankTimelineResponse, serialised: the same in all its answers.
     """
 
     model: Model
     policy: EffectivePolicy
     arms: Mapping[str, str] = field(default_factory=dict)
     exploration_epsilon: float = 0.0
+    fields: bytes = field(init=False)
+
+    def __post_init__(self) -> None:
+        served_by = pb.ServedBy(model_version=self.model.version, policy_version=self.policy.version, arms=self.arms)
+        response = pb.RankTimelineResponse(heads=self.model.schema.head_names, served_by=served_by)
+        object.__setattr__(self, "fields", response.SerializeToString())
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,7 +36,6 @@ from service.admission import Admission, Turn
 from service.align import Counts, Tables
 from service.decode import (
     Candidates,
-    Decoder,
     Floats,
     check_forced_arms,
     check_header,
@@ -44,8 +43,9 @@ from service.decode import (
     check_times,
     parse,
 )
-from service.encode import Contributions, add_explanation, describe_response, rank_response, score_response
+from service.encode import Contributions, describe_response, explanation_of, rank_response, score_response
 from service.exploration import explore
+from service.fast_decode import RequestDecoder
 from service.generated.timelines.ranking.v1 import ranking_pb2 as pb
 from service.model import LoadResult, Served
 from service.relevance import relevance
@@ -141,18 +141,19 @@ class _Stopwatch:
         self._last_ns = now_ns
 
 
-def rank_timeline(body: bytes, serving: Serving, decoder: Decoder, call: Call) -> Answer:
+def rank_timeline(body: bytes, serving: Serving, decoder: RequestDecoder, call: Call) -> Answer:
     """Answers a RankTimelineRequest.
 
     Raises:
         InvalidRequest, UnknownModel, DeadlinePassed, Overloaded, Cancelled: See service/errors.py.
     """
     watch = _Stopwatch(call)
-    request = parse(pb.RankTimelineRequest, body)
+    request, candidates = decoder.known(pb.RankTimelineRequest, body) or (parse(pb.RankTimelineRequest, body), None)
     check_header(request, decoder.limits)
     check_times(request.last_visit_ms, request.request_time_ms or call.now_ms)
     check_forced_arms(request.forced_arms, decoder.limits)
-    candidates = decoder.candidates(request.candidates)
+    if candidates is None:
+        candidates = decoder.candidates(request.candidates)
     watch.lap("decode")
 
     with _admit(candidates, request.require_full_ranking, call) as turn:
@@ -172,10 +173,8 @@ def _rank(
 
     weights = served.policy.signed_weights
     relevances = relevance(scores.probabilities, weights)
+    raw_relevances = relevance(scores.raw, weights)
     watch.lap("combine")
-
-    def raw_relevances() -> Floats:
-        return relevance(scores.raw, weights)
 
     timeline = timeline_rules.build(
         candidates,
@@ -194,26 +193,25 @@ def _rank(
         )
     watch.lap("build")
 
+    explanation = None
     if request.explain:
         shown = np.concatenate((timeline.icymi, timeline.ranked))
-        contributions = explain(tables, shown, relevances, served)
+        explanation = explanation_of(shown, scores, timeline, explain(tables, shown, relevances, served))
         watch.lap("score")
-    response = rank_response(request_id, candidates, timeline, scores, counts, served, watch.stages_ns)
-    if request.explain:
-        add_explanation(response, shown, scores, timeline, contributions)
-    body = response.SerializeToString()
+    body = rank_response(request_id, candidates, timeline, scores, counts, served, watch.stages_ns, explanation)
     watch.lap("encode")
     ranking = Ranking(request.viewer_id, request_id, call.now_ms, served.arms, timeline, inclusion_probabilities)
     heads = served.model.schema.head_names
     return Answer(body, watch.stages_ns, heads, len(candidates), scored, counts, ranking)
 
 
-def score_tweets(body: bytes, serving: Serving, decoder: Decoder, call: Call) -> Answer:
+def score_tweets(body: bytes, serving: Serving, decoder: RequestDecoder, call: Call) -> Answer:
     """Answers a ScoreTweetsRequest; raises as `rank_timeline` does."""
     watch = _Stopwatch(call)
-    request = parse(pb.ScoreTweetsRequest, body)
+    request, candidates = decoder.known(pb.ScoreTweetsRequest, body) or (parse(pb.ScoreTweetsRequest, body), None)
     check_header(request, decoder.limits)
-    candidates = decoder.candidates(request.candidates)
+    if candidates is None:
+        candidates = decoder.candidates(request.candidates)
     watch.lap("decode")
 
     with _admit(candidates, full_only=True, call=call):
@@ -229,14 +227,13 @@ def score_tweets(body: bytes, serving: Serving, decoder: Decoder, call: Call) ->
         watch.lap("combine")
 
         request_id = request.request_id or call.make_id()
-        response = score_response(request_id, candidates, scores, relevances, request.raw, served)
-        answer_body = response.SerializeToString()
+        answer_body = score_response(request_id, candidates, scores, relevances, request.raw, served)
         watch.lap("encode")
     heads = served.model.schema.head_names
     return Answer(answer_body, watch.stages_ns, heads, len(candidates), scores.probabilities, counts, None)
 
 
-def describe_model(body: bytes, serving: Serving, decoder: Decoder, call: Call) -> bytes:
+def describe_model(body: bytes, serving: Serving, decoder: RequestDecoder, call: Call) -> bytes:
     """Answers a DescribeModelRequest; raises InvalidRequest and UnknownModel."""
     request = parse(pb.DescribeModelRequest, body)
     check_model(request.model, decoder.limits)
@@ -245,7 +242,7 @@ def describe_model(body: bytes, serving: Serving, decoder: Decoder, call: Call) 
 
 
 # By the name of the method that each answers.
-METHODS: dict[str, Callable[[bytes, Serving, Decoder, Call], Answer | bytes]] = {
+METHODS: dict[str, Callable[[bytes, Serving, RequestDecoder, Call], Answer | bytes]] = {
     "RankTimeline": rank_timeline,
     "ScoreTweets": score_tweets,
     "DescribeModel": describe_model,

@@ -11,8 +11,8 @@ from service.decode import Floats
 def relevance(probabilities: Floats, signed_weights: NDArray[np.float64]) -> Floats:
     """Sum over the heads of sign x weight x probability.
 
-    A row's sum does not depend on the other rows: the order of additions is the same for every row and every N
-    (a matrix product would choose it by size).
+    A row's sum does not depend on the other rows: each is a dot product of its own (a matrix product would choose
+    the order of additions by the number of rows).
 
     Args:
         probabilities: [N, heads], in [0, 1].
@@ -21,5 +21,5 @@ def relevance(probabilities: Floats, signed_weights: NDArray[np.float64]) -> Flo
     Returns:
         float32 [N], summed in float64.
     """
-    sums: NDArray[np.float64] = np.einsum("nh,h->n", probabilities.astype(np.float64), signed_weights)
+    sums: NDArray[np.float64] = np.vecdot(probabilities.astype(np.float64), signed_weights)
     return sums.astype(np.float32)

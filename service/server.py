@@ -20,9 +20,9 @@ from service.admission import Admission
 from service.body import BodyReader
 from service.config import Config
 from service.cpus import cpus
-from service.decode import Decoder
 from service.encode import served_record
 from service.errors import TooManyCalls
+from service.fast_decode import RequestDecoder
 from service.generated.timelines.ranking.v1 import ranking_pb2 as pb
 from service.health import Health, OnPool
 from service.metrics import MethodMetrics, Metrics
@@ -167,7 +167,7 @@ class Server:
 class _Method(NamedTuple):
     """One method of the ranking service: what answers it, and its metrics."""
 
-    run: Callable[[bytes, Serving, Decoder, Call], Answer | bytes]
+    run: Callable[[bytes, Serving, RequestDecoder, Call], Answer | bytes]
     metrics: MethodMetrics
 
 
@@ -188,7 +188,7 @@ class _RankingHandler(grpc.GenericRpcHandler):
         self._log = log
         self._log_features = config.log_features
         self._allowed = config.tls.allow if config.tls is not None else frozenset()
-        self._decoder = Decoder(config.limits)
+        self._decoder = RequestDecoder(config.limits)
         self._metrics = metrics
         self._methods = {
             f"/{SERVICE.full_name}/{name}": _Method(run, metrics.methods[name])

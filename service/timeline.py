@@ -9,14 +9,12 @@ remainder  all that is left, newest first (ties by time: larger id)
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from service.decode import Candidates, Floats
+from service.decode import Candidates, Floats, Ints
 from service.generated.timelines.ranking.v1 import ranking_pb2 as pb
 from service.policy import EffectivePolicy
 
@@ -34,7 +32,7 @@ class Timeline:
         remainder: Row numbers, newest first.
         decision: Whether the module is shown; if not, the first gate that failed.
         scores: float32 [N], relevance x factor.
-        factors: float32 [N], what the policy multiplied the relevance by.
+        factors: float32 [N], what the policy multiplied the relevance by; None: by 1, all of them.
         degradation: How many of the candidates were scored.
     """
 
@@ -43,14 +41,14 @@ class Timeline:
     remainder: Rows
     decision: pb.IcymiDecision.ValueType
     scores: Floats
-    factors: Floats
+    factors: Floats | None
     degradation: pb.Degradation.ValueType = pb.DEGRADATION_NONE
 
 
 def build(
     candidates: Candidates,
     relevance: Floats,
-    raw_relevance: Callable[[], Floats],
+    raw_relevance: Floats,
     last_visit_ms: int,
     request_time_ms: int,
     policy: EffectivePolicy,
@@ -61,39 +59,36 @@ def build(
     Args:
         candidates: What there is to show.
         relevance: [N], from calibrated probabilities; NaN, where the degradation allows it: not scored.
-        raw_relevance: Gives [N], from raw ones; asked for only where there are ties to break.
+        raw_relevance: [N], from raw ones; breaks ties.
         last_visit_ms: 0 for a first visit, else not after `request_time_ms`.
         request_time_ms: The moment that the timeline is for.
         policy: Sizes, gates and factors.
         degradation: How many of the candidates were scored.
     """
-    unscored = 0 if degradation == pb.DEGRADATION_NONE else int(np.isnan(relevance).sum())
-    factors = np.ones_like(relevance)
-    scores = relevance
-    order = _best_first(scores, raw_relevance, candidates, unscored)
+    by_time = _newest_first(candidates.tweet_ids, candidates.created_at_ms)
+    factors, scores = None, relevance
+    ranks = _best_first(scores, raw_relevance, by_time)
     if policy.policy.author_diversity:
-        factors = _diversity_factors(order, relevance, candidates, policy)
+        factors = _diversity_factors(by_time[ranks], relevance, candidates, policy)
         scores = relevance * factors
-        order = _best_first(scores, raw_relevance, candidates, unscored)
-
-    order, left_out = order[: len(order) - unscored], order[len(order) - unscored :]
+        ranks = _best_first(scores, raw_relevance, by_time)
 
     decision = _icymi_gate(len(candidates), last_visit_ms, request_time_ms, policy)
     if decision == pb.ICYMI_DECISION_SHOWN and degradation != pb.DEGRADATION_NONE:
         decision = pb.ICYMI_DECISION_DEGRADED
-    icymi = order[:0]
+    icymi = ranks[:0]
     if decision == pb.ICYMI_DECISION_SHOWN:
-        places = np.flatnonzero(relevance[order] >= policy.icymi_relevance_min)[: policy.policy.icymi_size]
-        others = np.ones(len(order), np.bool_)
-        others[places] = False
-        icymi, order = order[places], order[others]
+        icymi, ranks = _take_icymi(ranks, by_time, relevance, factors is None, policy)
         if not len(icymi):
             decision = pb.ICYMI_DECISION_BELOW_FLOOR
     size = policy.policy.ranked_size
+    if degradation != pb.DEGRADATION_NONE:
+        size = min(size, len(ranks) - int(np.count_nonzero(np.isnan(scores))))
     return Timeline(
-        icymi=icymi,
-        ranked=newest_first(order[:size], candidates),
-        remainder=newest_first(np.concatenate((order[size:], left_out)), candidates),
+        icymi=by_time[icymi],
+        # Places in time, in order: newest first.
+        ranked=by_time[np.sort(ranks[:size])],
+        remainder=by_time[np.sort(ranks[size:])],
         decision=decision,
         scores=scores,
         factors=factors,
@@ -103,7 +98,11 @@ def build(
 
 def newest_first(rows: Rows, candidates: Candidates) -> Rows:
     """The rows in the order of the ranked section and the remainder."""
-    return rows[_largest_first(candidates.created_at_ms[rows], lambda: (candidates.tweet_ids[rows],))]
+    return rows[_newest_first(candidates.tweet_ids[rows], candidates.created_at_ms[rows])]
+
+
+def _newest_first(tweet_ids: Ints, created_at_ms: Ints) -> Rows:
+    return np.lexsort((tweet_ids, created_at_ms))[::-1]
 
 
 def _icymi_gate(
@@ -119,18 +118,24 @@ def _icymi_gate(
     return pb.ICYMI_DECISION_SHOWN
 
 
-def _best_first(scores: Floats, raw_relevance: Callable[[], Floats], candidates: Candidates, unscored: int) -> Rows:
-    order = _largest_first(scores, lambda: (candidates.tweet_ids, candidates.created_at_ms, raw_relevance()))
-    return np.roll(order, -unscored) if unscored else order  # numpy takes NaN for the largest; here it comes last
+def _best_first(scores: Floats, raw_relevance: Floats, by_time: Rows) -> Rows:
+    """Places in `by_time`, those of the best Tweets first, those of unscored ones last: numpy sorts NaN to the end.
+
+    The sort is stable: what has equal scores and raw relevance stays in the order of `by_time`.
+    """
+    return np.lexsort((-raw_relevance[by_time], -scores[by_time]))
 
 
-def _largest_first(values: NDArray[Any], tie_breakers: Callable[[], tuple[NDArray[Any], ...]]) -> Rows:
-    """Indices by value, the largest first; among equal ones by the tie breakers, of which the last counts most."""
-    order = np.argsort(values)[::-1]
-    ordered = values[order]
-    if (ordered[1:] == ordered[:-1]).any():  # seldom: sorting by all keys costs as much as all the rest
-        return np.lexsort((*tie_breakers(), values))[::-1]
-    return order
+def _take_icymi(
+    ranks: Rows, by_time: Rows, relevance: Floats, falling: bool, policy: EffectivePolicy
+) -> tuple[Rows, Rows]:
+    """The first of `ranks` whose relevance reaches the floor, and all others; `falling`: it falls with the rank."""
+    size, floor = policy.policy.icymi_size, policy.icymi_relevance_min
+    if falling:
+        count = np.count_nonzero(relevance[by_time[ranks[:size]]] >= floor)
+        return ranks[:count], ranks[count:]
+    places = np.flatnonzero(relevance[by_time[ranks]] >= floor)[:size]
+    return ranks[places], np.delete(ranks, places)
 
 
 def _diversity_factors(order: Rows, relevance: Floats, candidates: Candidates, policy: EffectivePolicy) -> Floats:

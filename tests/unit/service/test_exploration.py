@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.decode import Candidates, Floats, Header, Table
+from service.decode import Candidates, Header, Table
 from service.exploration import explore
 from service.generated.timelines.ranking.v1 import ranking_pb2 as pb
 from service.timeline import Timeline
@@ -45,10 +45,7 @@ def timeline(icymi: list[int], ranked: list[int], remainder: list[int], scores: 
 CANDIDATES = candidates([700, 600, 500, 400, 300, 200, 100])
 SCORES = [0.9, 0.1, 0.8, 0.2, 0.95, 0.7, 0.3]
 TIMELINE = timeline([4], [0, 2, 5], [1, 3, 6], SCORES)
-
-
-def raw() -> Floats:
-    return np.zeros(7, np.float32)
+RAW = np.zeros(7, np.float32)
 
 
 def sections(shown: Timeline) -> tuple[list[int], list[int], list[int]]:
@@ -57,7 +54,7 @@ def sections(shown: Timeline) -> tuple[list[int], list[int], list[int]]:
 
 def test_without_exploration_nothing_changes() -> None:
     """Epsilon 0 leaves the timeline alone; the top set was certain, the remainder impossible."""
-    shown, probabilities = explore(TIMELINE, CANDIDATES, raw, 0.0, "r")
+    shown, probabilities = explore(TIMELINE, CANDIDATES, RAW, 0.0, "r")
 
     assert shown is TIMELINE
     assert probabilities.tolist() == [1, 0, 1, 0, 1, 1, 0]
@@ -65,7 +62,7 @@ def test_without_exploration_nothing_changes() -> None:
 
 def test_the_lowest_swaps_with_any_of_the_remainder_and_no_other() -> None:
     """With epsilon 1 all three swaps that there are come up, each with both sections newest first."""
-    seen = {str(sections(explore(TIMELINE, CANDIDATES, raw, 1.0, f"r{i}")[0])) for i in range(100)}
+    seen = {str(sections(explore(TIMELINE, CANDIDATES, RAW, 1.0, f"r{i}")[0])) for i in range(100)}
 
     assert seen == {
         "([4], [0, 1, 2], [3, 5, 6])",
@@ -76,7 +73,7 @@ def test_the_lowest_swaps_with_any_of_the_remainder_and_no_other() -> None:
 
 def test_probabilities_are_those_of_the_design() -> None:
     """1 for those who stay whatever happens, 1 - epsilon for the lowest, epsilon / 3 for each of the others."""
-    _, probabilities = explore(TIMELINE, CANDIDATES, raw, 0.3, "r")
+    _, probabilities = explore(TIMELINE, CANDIDATES, RAW, 0.3, "r")
 
     np.testing.assert_allclose(probabilities, [1, 0.1, 1, 0.1, 1, 0.7, 0.1], rtol=1e-6)
     assert probabilities.dtype == np.float32
@@ -87,7 +84,7 @@ def test_tweets_come_up_as_often_as_recorded() -> None:
     requests = 20_000
     counts: Counter[int] = Counter()
     for i in range(requests):
-        shown, probabilities = explore(TIMELINE, CANDIDATES, raw, 0.3, f"request-{i}")
+        shown, probabilities = explore(TIMELINE, CANDIDATES, RAW, 0.3, f"request-{i}")
         counts.update([*shown.icymi.tolist(), *shown.ranked.tolist()])
 
     for row, p in enumerate(probabilities.tolist()):
@@ -96,8 +93,8 @@ def test_tweets_come_up_as_often_as_recorded() -> None:
 
 def test_the_same_request_gets_the_same_timeline() -> None:
     """A retry, on whatever replica, sees the Tweet that the first try saw."""
-    first = [sections(explore(TIMELINE, CANDIDATES, raw, 0.5, f"r{i}")[0]) for i in range(20)]
-    again = [sections(explore(TIMELINE, CANDIDATES, raw, 0.5, f"r{i}")[0]) for i in range(20)]
+    first = [sections(explore(TIMELINE, CANDIDATES, RAW, 0.5, f"r{i}")[0]) for i in range(20)]
+    again = [sections(explore(TIMELINE, CANDIDATES, RAW, 0.5, f"r{i}")[0]) for i in range(20)]
 
     assert first == again
 
@@ -110,7 +107,7 @@ def test_the_same_request_gets_the_same_timeline() -> None:
 def test_ties_for_the_lowest_fall_as_in_the_order(raw: list[float], created_at_ms: list[int], lowest: int) -> None:
     """Of two ranked Tweets of one score it is the one of the smaller raw relevance, the older, the smaller id."""
     tied = timeline([], [0, 1], [2], [0.5, 0.5, 0.1])
-    shown, probabilities = explore(tied, candidates(created_at_ms), lambda: np.array(raw, np.float32), 1.0, "r")
+    shown, probabilities = explore(tied, candidates(created_at_ms), np.array(raw, np.float32), 1.0, "r")
 
     assert probabilities[lowest] == 0
     assert shown.remainder.tolist() == [lowest]
@@ -127,7 +124,7 @@ def test_ties_for_the_lowest_fall_as_in_the_order(raw: list[float], created_at_m
 )
 def test_where_there_is_nobody_to_swap_nothing_is_explored(shown: Timeline, expected: list[float]) -> None:
     """The module of the very best gives nothing up, and an empty remainder has nothing to give."""
-    explored, probabilities = explore(shown, candidates([10, 20][: len(expected)]), raw, 1.0, "r")
+    explored, probabilities = explore(shown, candidates([10, 20][: len(expected)]), RAW, 1.0, "r")
 
     assert explored is shown
     assert probabilities.tolist() == expected
@@ -149,7 +146,7 @@ def test_no_tweet_is_lost_and_probabilities_fill_the_slots(data: st.DataObject) 
         data.draw(st.lists(st.floats(-1, 1, width=32), min_size=count, max_size=count)),
     )
     epsilon = data.draw(st.floats(0, 1))
-    after, probabilities = explore(before, given_, lambda: np.zeros(count, np.float32), epsilon, data.draw(st.text()))
+    after, probabilities = explore(before, given_, np.zeros(count, np.float32), epsilon, data.draw(st.text()))
 
     assert sorted([*after.icymi, *after.ranked, *after.remainder]) == list(range(count))
     assert after.icymi.tolist() == before.icymi.tolist()

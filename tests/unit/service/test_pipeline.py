@@ -12,9 +12,9 @@ import pytest
 
 from service import pipeline
 from service.admission import Admission
-from service.decode import Decoder
 from service.errors import DeadlinePassed, InvalidRequest, UnknownModel
 from service.experiments import Arm, Experiment, Experiments
+from service.fast_decode import RequestDecoder as Decoder
 from service.generated.timelines.ranking.v1 import ranking_pb2 as pb
 from service.limits import Limits
 from service.model import LoadResult, Model, load_model

@@ -6,11 +6,11 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from numpy.typing import NDArray
 
 from service.decode import Floats
 from service.generated.timelines.ranking.v1 import ranking_pb2 as pb
-from service.wire import add_floats, add_ids
+from service.generated.timelines.ranking.v1.served_log_pb2 import ServedRecord
+from service.wire import add_floats, field, packed, packed_ids
 
 float32s = st.floats(width=32, allow_nan=True, allow_infinity=True)
 
@@ -44,35 +44,29 @@ def test_floats_are_appended() -> None:
     assert list(section.scores) == [0.5, 1, 2]
 
 
-exponents = st.integers(0, 62)
-ids_alike = exponents.flatmap(lambda e: st.lists(st.integers(2**e, 2 ** (e + 1) - 1), max_size=60))
 ids_of_any_kind = st.lists(st.integers(-(2**63), 2**63 - 1) | st.integers(-2, 300), max_size=60)
 
 
-@given((ids_alike | ids_of_any_kind).map(lambda ids: np.array(ids, np.int64)))
-def test_ids_come_back(ids: NDArray[np.int64]) -> None:
-    """Real ids, which are alike in length, and any others; zero, negative ones and the edges of every length."""
-    section = pb.Section()
+@given(ids_of_any_kind)
+def test_ids_in_the_bytes_of_protobuf(ids: list[int]) -> None:
+    """Zero, negative ones, ids of every length; a field put together from them is the message's own."""
+    content = packed_ids(np.array(ids, np.int64))
 
-    add_ids(section, pb.Section.TWEET_IDS_FIELD_NUMBER, ids)
-
-    assert list(section.tweet_ids) == ids.tolist()
-    assert section.SerializeToString() == pb.Section(tweet_ids=ids.tolist()).SerializeToString()
+    assert content == b"" or field(1, content) == pb.Section(tweet_ids=ids).SerializeToString()
+    assert list(pb.Section.FromString(field(1, content)).tweet_ids) == ids
 
 
-def test_ids_at_the_edges_of_every_length() -> None:
-    """The largest of each length and the smallest of the next."""
-    for bits in range(7, 63, 7):
-        for ids in ([2**bits - 1] * 2, [2**bits] * 2, [2**bits - 1, 2**bits], [0, 2**bits]):
-            section = pb.Section()
-            add_ids(section, pb.Section.TWEET_IDS_FIELD_NUMBER, np.array(ids))
-            assert list(section.tweet_ids) == ids
+@given(hnp.arrays(np.float32, st.integers(1, 40), elements=float32s), st.binary(min_size=1, max_size=300))
+def test_fields_make_a_message(floats: Floats, content: bytes) -> None:
+    """Lengths of one byte and of two."""
+    assert field(2, packed(floats)) == pb.Section(scores=floats.tolist()).SerializeToString()
+    assert field(5, content) == ServedRecord(request=content).SerializeToString()
 
 
-def test_ids_are_appended() -> None:
-    """What was there stays."""
-    section = pb.Section(tweet_ids=[7])
+def test_varints_go_through_as_they_are() -> None:
+    """Rows of bytes, picked in another order."""
+    varints = np.array([[0xAC, 2], [0xAD, 2], [0xAE, 2]], np.uint8)
 
-    add_ids(section, pb.Section.TWEET_IDS_FIELD_NUMBER, np.array([8, 9]))
+    section = pb.Section.FromString(field(1, packed(varints.take([2, 0], axis=0))))
 
-    assert list(section.tweet_ids) == [7, 8, 9]
+    assert list(section.tweet_ids) == [302, 300]

@@ -1,0 +1,202 @@
+"""What is read in known forms is what the other decoder reads, and nothing that it would refuse."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from service.decode import Candidates, Decoder, Sparse, Table, parse
+from service.errors import InvalidRequest
+from service.fast_decode import FORMS_MAX, RequestDecoder
+from service.generated.timelines.ranking.v1 import ranking_pb2 as pb
+from service.limits import Limits
+from tests.property.requests import SPOILERS, Drawn, Spoiler, drawn_requests
+
+LIMITS = Limits()
+
+
+def request(rows: int = 3, authors: int = 2, first_id: int = 1_800_000_000_000_000_000) -> pb.RankTimelineRequest:
+    """A request with columns of every kind, NaN among the numbers."""
+    numbers = np.linspace(-2, 2, rows * 2).astype(np.float32)
+    numbers[::5] = np.nan
+    return pb.RankTimelineRequest(
+        request_id="r",
+        viewer_id=-5,
+        last_visit_ms=7,
+        model="stable",
+        forced_arms={"a": "b", "c": "d"},
+        candidates=pb.Candidates(
+            tweet_ids=range(first_id, first_id + rows),
+            created_at_ms=range(1_750_000_000_000, 1_750_000_000_000 + rows),
+            author_index=[i % authors for i in range(rows)],
+            author_ids=range(100, 100 + authors),
+            viewer=pb.FeatureTable(columns=["age"], values=[1.5]),
+            authors=pb.FeatureTable(),
+            tweets=pb.FeatureTable(
+                columns=["likes", "länge"],
+                values=numbers.tolist(),
+                categorical=[
+                    pb.CategoricalColumn(name="c", vocabulary=["x", "y"], indices=[i % 3 for i in range(rows)])
+                ],
+                vectors=[pb.VectorColumn(name="v", width=2, values=[0.5] * rows * 2)],
+            ),
+        ),
+    )
+
+
+def plain(value: Any) -> Any:
+    """Arrays as lists that can be compared, NaN like any other value."""
+    if isinstance(value, np.ndarray):
+        return value.shape, [str(x) for x in value.ravel().tolist()]
+    if isinstance(value, Table):
+        return (
+            value.rows,
+            value.header,
+            plain(value.values),
+            [plain(c) for c in value.categorical],
+            plain(value.vectors),
+        )
+    if isinstance(value, tuple):
+        return [plain(part) for part in value]
+    return value
+
+
+def all_of(candidates: Candidates) -> list[Any]:
+    c = candidates
+    return [plain(x) for x in (c.tweet_ids, c.created_at_ms, c.author_index, c.viewer, c.authors, c.tweets)]
+
+
+def assert_same(decoder: RequestDecoder, body: bytes) -> bool:
+    """Whether the body is in a known form; if so, the slow decoder makes the same of it."""
+    known = decoder.known(pb.RankTimelineRequest, body)
+    if known is None:
+        return False
+    slow = parse(pb.RankTimelineRequest, body)
+    assert all_of(known[1]) == all_of(Decoder(LIMITS).candidates(slow.candidates))
+    for ids in (known[1].tweet_ids, known[1].created_at_ms, known[1].author_index):
+        assert ids.dtype == np.int64
+    slow.ClearField("candidates")
+    assert known[0] == slow
+    return True
+
+
+def test_a_form_is_known_once_it_was_seen() -> None:
+    """Other ids, other numbers, another number of Tweets and authors: the same form, so the fast way."""
+    decoder = RequestDecoder(LIMITS)
+    assert decoder.known(pb.RankTimelineRequest, request().SerializeToString()) is None
+    decoder.candidates(request().candidates)
+
+    for other in (request(), request(500, 100), request(1, 1), request(300, 200), request(2, 2, first_id=127)):
+        assert assert_same(decoder, other.SerializeToString())
+
+
+def test_a_request_for_scores_too() -> None:
+    """Its candidates have another number."""
+    decoder = RequestDecoder(LIMITS)
+    decoder.candidates(request().candidates)
+    asked = pb.ScoreTweetsRequest(viewer_id=1, candidates=request().candidates, raw=True)
+
+    known = decoder.known(pb.ScoreTweetsRequest, asked.SerializeToString())
+
+    assert known is not None
+    assert known[0] == pb.ScoreTweetsRequest(viewer_id=1, raw=True)
+    assert len(known[1]) == 3
+
+
+def test_ids_as_they_came_on_the_wire() -> None:
+    """Of one width they are kept for the answer; of several they are not."""
+    decoder = RequestDecoder(LIMITS)
+    decoder.candidates(request().candidates)
+    known = decoder.known(pb.RankTimelineRequest, request(first_id=300).SerializeToString())
+    mixed = decoder.known(pb.RankTimelineRequest, request(first_id=127).SerializeToString())
+
+    assert known is not None
+    assert known[1].tweet_id_varints is not None
+    assert known[1].tweet_id_varints.tolist() == [[0xAC, 2], [0xAD, 2], [0xAE, 2]]  # 300 = 0b10_0101100
+    assert mixed is not None
+    assert mixed[1].tweet_id_varints is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda r: r.candidates.tweets.columns.__setitem__(0, "loves"),
+        lambda r: r.candidates.tweets.columns.append("more"),
+        lambda r: r.candidates.tweets.categorical[0].vocabulary.append("z"),
+        lambda r: r.candidates.tweets.categorical[0].indices.__setitem__(0, 3),
+        lambda r: r.candidates.tweets.categorical.add(name="d"),
+        lambda r: r.candidates.tweets.vectors.add(name="w", width=1),
+        lambda r: r.candidates.tweets.values.__setitem__(1, float("inf")),
+        lambda r: r.candidates.tweets.vectors[0].values.__setitem__(1, float("nan")),
+        lambda r: r.candidates.tweets.sparse_row_lengths.append(1),
+        lambda r: r.candidates.tweet_ids.__setitem__(0, r.candidates.tweet_ids[1]),
+        lambda r: r.candidates.author_ids.__setitem__(0, r.candidates.author_ids[1]),
+        lambda r: r.candidates.author_index.__setitem__(0, 2),
+        lambda r: r.candidates.created_at_ms.append(1),
+        lambda r: r.ClearField("candidates"),
+    ],
+)
+def test_what_is_new_or_wrong_is_left_to_the_other_decoder(change: Any) -> None:
+    """Which knows what to make of it, or what to say."""
+    decoder = RequestDecoder(LIMITS)
+    decoder.candidates(request().candidates)
+    changed = request()
+    change(changed)
+
+    assert decoder.known(pb.RankTimelineRequest, changed.SerializeToString()) is None
+
+
+def test_too_much_is_left_to_the_other_decoder() -> None:
+    """Which knows the limits by name."""
+    decoder = RequestDecoder(Limits(rows_max=4, authors_max=4))
+    decoder.candidates(request().candidates)
+
+    assert decoder.known(pb.RankTimelineRequest, request(4, 4).SerializeToString()) is not None
+    assert decoder.known(pb.RankTimelineRequest, request(5, 4).SerializeToString()) is None
+    assert decoder.known(pb.RankTimelineRequest, request(4, 5).SerializeToString()) is None
+
+
+def test_forms_are_forgotten() -> None:
+    """A caller who makes up columns costs no more memory than FORMS_MAX of them; the one that still calls is known."""
+    decoder = RequestDecoder(LIMITS)
+    for i in range(3 * FORMS_MAX):
+        made_up = request()
+        made_up.candidates.tweets.columns[0] = str(i)
+        decoder.candidates(made_up.candidates)
+    assert decoder.known(pb.RankTimelineRequest, made_up.SerializeToString()) is not None
+    assert decoder.known(pb.RankTimelineRequest, request().SerializeToString()) is None
+
+
+@settings(max_examples=150, deadline=None)
+@given(drawn_requests(), st.data())
+def test_any_request_is_read_alike(drawn: Drawn, data: st.DataObject) -> None:
+    """Any legal request, as it is, cut, with bytes changed, put in or taken out."""
+    decoder = RequestDecoder(LIMITS)
+    candidates = decoder.candidates(drawn.request.candidates)
+    body = drawn.request.SerializeToString()
+    tables = (candidates.viewer, candidates.authors, candidates.tweets)
+    dense = not any(isinstance(table.values, Sparse) for table in tables)
+    if dense and drawn.request.HasField("candidates"):
+        assert assert_same(decoder, body)
+    for _ in range(10):
+        start = data.draw(st.integers(0, len(body)))
+        taken = data.draw(st.integers(0, 3))
+        changed = body[:start] + data.draw(st.binary(max_size=3)) + body[start + taken :]
+        assert_same(decoder, changed)
+
+
+@settings(max_examples=100, deadline=None)
+@given(drawn_requests(), st.sampled_from(SPOILERS))
+def test_nothing_wrong_is_taken(drawn: Drawn, spoiler: Spoiler) -> None:
+    """A request that the other decoder refuses is not known, even by one that knew it before it was spoilt."""
+    decoder = RequestDecoder(LIMITS)
+    decoder.candidates(drawn.request.candidates)
+    spoiler.spoil(drawn.request)
+    try:
+        decoder.candidates(drawn.request.candidates)
+    except InvalidRequest:
+        assert decoder.known(pb.RankTimelineRequest, drawn.request.SerializeToString()) is None
