@@ -17,8 +17,8 @@ from service.generated.timelines.ranking.v1 import ranking_pb2 as pb
 from service.limits import Limits
 from service.model import Model, load_model
 
-# On a processor with AVX2 no bit differs. Others may have kernels that add in another order for a few rows than for many:
-# some units in the last place of a float32, which a steep piece of a calibration curve widens.
+# On a processor with AVX2 no bit differs. Others may have kernels that add in another order for a few rows than for
+# many: some units in the last place of a float32, which a steep piece of a calibration curve widens.
 RAW_TOLERANCE = 1e-6
 CALIBRATED_TOLERANCE = 1e-5
 
