@@ -118,6 +118,8 @@ def _say_what_was_seen(bundle: Bundle, days: tuple[int, ...]) -> None:
     learned: Mapping[str, list[int]] = bundle.manifest["metrics"]["training"].get("days", {})
     if "train" not in learned:
         print("the bundle does not say which days it learned from: they may be among these", file=sys.stderr)
+    if start := bundle.manifest["plan"].get("train", {}).get("warm_start"):
+        print(f"its training started from the net of {start}, which may know these days", file=sys.stderr)
     for part, (first, last) in learned.items():
         if seen := [day for day in days if first <= day <= last]:
             dates = f"{epoch_date(seen[0])} to {epoch_date(seen[-1])}"

@@ -129,6 +129,25 @@ def test_days_that_the_bundle_knows_are_named(
     assert "2022-04-28 to" not in said
 
 
+def test_a_net_that_began_as_another_is_named(
+    folder: Path,
+    tmp_path: Path,
+    trained: dict[str, tuple[Path, Path]],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The other's days are not in its manifest."""
+    monkeypatch.setenv("FOLDER", str(folder))
+    plan, bundle = trained["parquet"]
+    start = str(plan.parent / "run")
+    (tmp_path / "plan.toml").write_text(plan.read_text().replace("[train]", f"[train]\nwarm_start = {start!r}"))
+    warm = run_plan(load_plan(tmp_path / "plan.toml"), tmp_path / "run")["verify"] / BUNDLE
+
+    for evaluated, said in ((warm, True), (bundle, False)):
+        assert _evaluate(plan, evaluated, folder / "sorted.parquet", "2022-04-28", "2022-04-28") == 0
+        assert (f"started from the net of {start}" in _figures(capsys)[1]) == said
+
+
 def test_what_could_not_be_measured_is_null(
     tmp_path: Path, trained: dict[str, tuple[Path, Path]], capsys: pytest.CaptureFixture[str]
 ) -> None:
