@@ -53,7 +53,14 @@ class Running(NamedTuple):
 
     @property
     def descriptors(self) -> int:
+        """How many it holds open."""
         return len(list(Path(f"/proc/{self.process.pid}/fd").iterdir()))
+
+    @property
+    def peak_memory_mb(self) -> int:
+        """The most that it ever held in memory."""
+        (kilobytes,) = re.findall(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{self.process.pid}/status").read_text())
+        return int(kilobytes) // 1024
 
 
 @contextmanager

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import random
-import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -61,20 +60,15 @@ def channel(server: Running) -> Iterator[grpc.Channel]:
 @pytest.fixture(autouse=True)
 def unharmed(server: Running) -> Iterator[None]:
     """After each test it answers as ever, its memory has not grown by much, and no failure was its own."""
-    before_mb = peak_memory_mb(server)
+    before_mb = server.peak_memory_mb
     yield
     with grpc.insecure_channel(server.addresses.grpc, [("grpc.use_local_subchannel_pool", 1)]) as channel:
         response = ranking_pb2_grpc.TimelineRankingServiceStub(channel).RankTimeline(REQUEST, timeout=10)
     assert list(response.ranked.tweet_ids) == [2, 1]
-    assert peak_memory_mb(server) < before_mb + MEMORY_GROWTH_MB_MAX
+    assert server.peak_memory_mb < before_mb + MEMORY_GROWTH_MB_MAX
     for method in ("RankTimeline", "ScoreTweets", "DescribeModel"):
         labels = f'grpc_code="INTERNAL",grpc_method="{method}",grpc_service="{RANKING.strip("/")}"'
         assert sample(server.addresses, f"grpc_server_handled_total{{{labels}}}") == 0
-
-
-def peak_memory_mb(server: Running) -> int:
-    (kilobytes,) = re.findall(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{server.process.pid}/status").read_text())
-    return int(kilobytes) // 1024
 
 
 def unary(channel: grpc.Channel, method: str) -> Callable[[bytes], Any]:

@@ -15,7 +15,7 @@ from service.generated.timelines.ranking.v1 import ranking_pb2 as pb
 from service.generated.timelines.ranking.v1 import ranking_pb2_grpc
 from tests import toy
 from tests.http2 import GREETING, PING, SETTINGS, connect, frame, frames, last_words
-from tests.server_process import Addresses, serving
+from tests.server_process import Addresses, serving, started
 
 REQUEST = pb.RankTimelineRequest(viewer_id=1, candidates=toy.candidates([1, 2]))
 RANK_TIMELINE = "/timelines.ranking.v1.TimelineRankingService/RankTimeline"
@@ -110,3 +110,17 @@ def test_a_system_that_grants_too_few_descriptors(toy_bundle: Path) -> None:
     assert done.stderr.splitlines()[-1] == (
         "timeline-ranker serve: connections_max 1000 takes 1096 descriptors, but ulimit -Hn is 500"
     )
+
+
+def test_a_small_message_that_unpacks_to_a_large_one(toy_bundle: Path) -> None:
+    """The limit is one on what comes out of it, and holds before it takes up memory."""
+    flags = ["--message-bytes-max", "200000", "--rows-max", "5000"]
+    with started(toy_bundle, *flags) as server, grpc.insecure_channel(server.addresses.grpc) as channel:
+        send: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(RANK_TIMELINE)
+        before_mb = server.peak_memory_mb
+        for size, code in (
+            (1 << 17, grpc.StatusCode.INVALID_ARGUMENT),
+            (200 << 20, grpc.StatusCode.RESOURCE_EXHAUSTED),
+        ):
+            assert send.future(bytes(size), compression=grpc.Compression.Gzip, timeout=60).code() is code
+        assert server.peak_memory_mb < before_mb + 100

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -31,6 +32,12 @@ def imports(path: Path) -> Iterator[str]:
 def test_no_file_names_the_training_half(path: Path) -> None:
     """Not even inside a function."""
     assert not FOREIGN.intersection(imports(path))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_nothing_that_is_read_becomes_code(path: Path) -> None:
+    """No pickle in any of its forms, and no evaluation of text."""
+    assert not re.search(r"\b(pickle|marshal|shelve|joblib|np\.load|eval|exec)\b", path.read_text())
 
 
 def test_nothing_pulls_it_in() -> None:
