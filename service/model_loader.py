@@ -83,6 +83,11 @@ def step_back() -> None:
 
 
 def _time_ns(model: Model, tables: Tables) -> int:
-    begun_ns = time.perf_counter_ns()
+    """The processor time that a run takes the calling thread.
+
+    By the clock on the wall a good model would be refused on a busy server: what calls here gives way to requests, so
+    it may be interrupted in each of the runs of one model and in none of the other.
+    """
+    begun_ns = time.thread_time_ns()
     model.score(tables)
-    return time.perf_counter_ns() - begun_ns
+    return time.thread_time_ns() - begun_ns

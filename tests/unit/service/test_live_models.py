@@ -12,11 +12,13 @@ from pathlib import Path
 
 import pytest
 
+from service.align import Tables
 from service.bundle import Bundle, read_bundle
 from service.live_models import LiveModels
 from service.model import LoadResult, Model
 from service.model_loader import LOADING_NICENESS, ModelLoader, step_back
 from service.repository import Repository
+from service.scoring import Scorer, Scores
 from service.serving import ServingError
 from tests.spoiled import SPOILERS, flip_byte, slow_down
 
@@ -266,6 +268,23 @@ def test_the_watch_goes_on_until_told_to_stop(server: Server, repository: Reposi
     assert not watch.is_alive()
     assert server.niceness == LOADING_NICENESS
     assert {label: model.version for label, model in server.models.items()} == {"stable": "2"}
+
+
+def test_a_model_that_is_kept_waiting_is_not_taken_for_a_slow_one(
+    toy_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a busy server whoever loads stands aside in the middle of runs: time that the model did not take."""
+
+    class Interrupted(Scorer):
+        def score(self, tables: Tables) -> Scores:
+            threading.Event().wait(0.002)
+            return super().score(tables)
+
+    loader = ModelLoader(threads=1, slowdown_max=3.0)
+    beside = loader.load(read_bundle(toy_bundle), "1", None)
+    monkeypatch.setattr("service.model_loader.Scorer", Interrupted)
+
+    assert loader.load(read_bundle(toy_bundle), "2", beside).version == "2"
 
 
 def test_loading_has_low_priority_and_running_has_not(toy_bundle: Path) -> None:
