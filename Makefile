@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 DATA ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test quick fuzz check format proto bench clean
+.PHONY: help demo serve test quick fuzz check format proto bench soak clean
 
 help: ## what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -55,6 +55,9 @@ proto: $(VENV)/.dev ## regenerate service/generated from proto/
 
 bench: $(VENV)/.runtime ## server cost against its floor; BENCH_JSON=path for the file
 	@$(BIN)/python -m loadtest.bench --json $(or $(BENCH_JSON),bench.json)
+
+soak: $(VENV)/.runtime ## load on a server that must stay as it is; MINUTES=10 for longer than one
+	@$(BIN)/python -m loadtest.soak --minutes $(or $(MINUTES),1)
 
 clean: ## remove what was made, the environment included
 	rm -rf $(VENV) build dist *.egg-info runs bench.json
