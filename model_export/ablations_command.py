@@ -93,7 +93,8 @@ def plot(figures: Figures, path: Path) -> None:
         _draw(panel, head, whole, {name: figures[name][head]["rce"] - whole for name in names})
     for panel in panels[len(heads) :]:
         panel.set_visible(False)
-    page.supxlabel("points of RCE against the whole plan; a bar that ends in the frame goes on", fontsize=9)
+    panels[0].invert_yaxis()  # of all: they share it
+    page.supxlabel("points of RCE against the whole plan; a bar that touches the frame goes on", fontsize=9)
     page.savefig(path, dpi=120)
 
 
@@ -105,7 +106,6 @@ def _draw(panel: Axes, head: str, whole: float, changes: Mapping[str, float]) ->
     panel.set_xlim(-max(whole, 1) / 2, max(whole, 1) / 6)
     for row, value in enumerate(values):
         panel.annotate(_shown(value, "+.1f"), (0, row), xytext=(3, 0), textcoords="offset points", va="center", size=7)
-    panel.invert_yaxis()
     panel.set_title(f"{head}, RCE {_shown(whole, '.1f')} %", fontsize=9)
     panel.tick_params(labelsize=8)
     panel.grid(axis="x", alpha=0.3)
