@@ -28,7 +28,7 @@ from model_export.steps.data import read_dates
 from service.bundle import Bundle, BundleError, read_bundle
 
 DONE, REFUSED, USAGE = 0, 1, 2
-_DAYS = 20
+_DAYS, _IMPRESSIONS = 20, 1_000_000
 # Of the bootstrap by viewer.
 _DRAWS, _SEED = 500, 0
 
@@ -44,8 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--impressions",
         metavar="M",
         type=int,
-        default=1_000_000,
-        help=f"of the whole world of {_DAYS} days, of which the last fifth is evaluated; default %(default)s",
+        help=f"of the whole world of {_DAYS} days, of which the last fifth is evaluated; default {_IMPRESSIONS:,}",
     )
     parser.add_argument("--plan", metavar="PLAN", type=Path, help="whose table [data] says how to read --data")
     for name, what in (("from", "first"), ("to", "last")):
@@ -65,8 +64,9 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.data is None and of_data != (None, None, None):
         print("--plan, --from and --to go with --data", file=sys.stderr)
         return USAGE
-    if arguments.data is not None and (None in of_data or arguments.world_law is not None):
-        print("--data wants --plan, --from and --to, and no law of a world", file=sys.stderr)
+    of_a_world = (arguments.world_law, arguments.impressions)
+    if arguments.data is not None and (None in of_data or of_a_world != (None, None)):
+        print("--data wants --plan, --from and --to, and nothing of a world", file=sys.stderr)
         return USAGE
     try:
         bundle = read_bundle(arguments.bundle)
@@ -86,9 +86,10 @@ def _in_a_world(bundle: Bundle, arguments: argparse.Namespace) -> dict[str, dict
     if law is None:
         raise ValueError("the bundle was trained for no law of the simulated world; name one with --world-law")
     days = range(_DAYS - _DAYS // 5, _DAYS)
+    impressions = _IMPRESSIONS if arguments.impressions is None else arguments.impressions
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        generate(root, law, arguments.world_seed, arguments.impressions, _DAYS, only_days=days)
+        generate(root, law, arguments.world_seed, impressions, _DAYS, only_days=days)
         records = replace(RecordSet.open(root), schema=bundle.schema)
         return evaluate_graph(open_graph(bundle.model), records, records.days, _positives(bundle))
 

@@ -216,6 +216,7 @@ def test_data_that_the_model_does_not_read_is_refused(
     [
         ["--data", "x", "--plan", "x", "--from", "2022-04-28"],
         ["--data", "x", "--plan", "x", "--from", "2022-04-28", "--to", "2022-04-28", "--world-law", "steps"],
+        ["--data", "x", "--plan", "x", "--from", "2022-04-28", "--to", "2022-04-28", "--impressions", "9"],
         ["--world-seed", "1", "--plan", "x"],
     ],
 )
