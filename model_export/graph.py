@@ -20,9 +20,11 @@ from numpy.typing import NDArray
 
 from model_export import graph_first_layer as first_layer
 from model_export.graph_calibration import add_calibration
+from model_export.graph_codes import add_codes, plan_codes
+from model_export.graph_table import Table, Term
 from model_export.graph_thermometer import Precision, plan_thermometer
 from model_export.graph_writer import GraphWriter, signature, tensor_info
-from model_export.weights import Cross, Dense, Dots, GroupWeights, Knots, NetWeights, Towers
+from model_export.weights import Cross, Dense, Dots, Floats, GroupWeights, Knots, NetWeights, Raw, Towers
 from service.schema import GROUPS, Group, Schema
 
 __all__ = ["Precision", "build", "build_plain", "signature"]
@@ -36,14 +38,22 @@ _INPUTS: dict[Group, tuple[str, str | int]] = {
 }
 
 
-def build(schema: Schema, weights: NetWeights, calibration: Sequence[Knots], precision: Precision = "float32") -> bytes:
-    """The graph to ship: the first layer in thermometer form, calibration included.
+def build(
+    schema: Schema,
+    weights: NetWeights,
+    calibration: Sequence[Knots],
+    precision: Precision = "float32",
+    trunk_input_max: float | None = None,
+) -> bytes:
+    """The graph to ship: the first layer as codes or as a thermometer, calibration included.
 
     Args:
         schema: Whose layouts the columns of `weights` refer to.
         weights: The trained net.
         calibration: One per head, in the schema's order.
-        precision: Of the first layer's matrix; everything else is float32.
+        precision: Of what discretised features add. int8 also rounds the trunk's first layer, if its range is known.
+        trunk_input_max: The largest value that held-out rows bring to the trunk; in an int8 graph larger ones count
+            as this. None where it is not known.
 
     Returns:
         A serialized ModelProto; the same arguments give the same bytes.
@@ -51,7 +61,8 @@ def build(schema: Schema, weights: NetWeights, calibration: Sequence[Knots], pre
     Raises:
         ValueError: The arguments do not fit each other.
     """
-    return _build(schema, weights, calibration, precision)
+    input_max = trunk_input_max if precision == "int8" else None
+    return _build(schema, weights, calibration, precision, input_max)
 
 
 def build_plain(schema: Schema, weights: NetWeights, calibration: Sequence[Knots]) -> bytes:
@@ -60,28 +71,31 @@ def build_plain(schema: Schema, weights: NetWeights, calibration: Sequence[Knots
     Bins are looked up, a row of weights is gathered for every feature present, and the rows are summed. Everything
     else is as in `build`, which documents arguments and errors.
     """
-    return _build(schema, weights, calibration, "plain")
+    return _build(schema, weights, calibration, "plain", None)
 
 
-def _build(schema: Schema, weights: NetWeights, calibration: Sequence[Knots], form: Form) -> bytes:
+def _build(
+    schema: Schema, weights: NetWeights, calibration: Sequence[Knots], form: Form, trunk_input_max: float | None
+) -> bytes:
     _check(schema, weights, calibration)
     heads = len(schema.heads)
     graph = GraphWriter()
-    hidden = _add_first_layer(graph, schema, weights, form)
-    logits = _add_net(graph, weights, hidden)
+    tables = {group: Table(graph, name, schema.layouts[group].width) for group, (name, _) in _INPUTS.items()}
+    hidden = _add_first_layer(graph, tables, weights, form)
+    logits = _add_net(graph, weights, hidden, trunk_input_max)
     _add_sigmoid(graph, logits, "raw_probabilities")
     add_calibration(graph, "raw_probabilities", calibration, "probabilities")
     inputs = [
-        tensor_info(name, "float32", (rows, schema.layouts[group].width))
+        tensor_info(name, "float32", (rows, tables[group].width))
         for group, (name, rows) in _INPUTS.items()
-        if schema.layouts[group].width
+        if tables[group].width
     ]
     inputs.append(tensor_info("author_index", "int64", ("tweets",)))
     outputs = [tensor_info(name, "float32", ("tweets", heads)) for name in ("probabilities", "raw_probabilities")]
     return graph.to_bytes("timeline_ranker", f"Timeline ranking model, {form} first layer", inputs, outputs)
 
 
-def _add_first_layer(graph: GraphWriter, schema: Schema, weights: NetWeights, form: Form) -> str:
+def _add_first_layer(graph: GraphWriter, tables: dict[Group, Table], weights: NetWeights, form: Form) -> str:
     """Each group goes through its part once; [N, K].
 
     h = bias + V(viewer) + A(authors)[author_index] + T(tweets)
@@ -89,7 +103,7 @@ def _add_first_layer(graph: GraphWriter, schema: Schema, weights: NetWeights, fo
     index = "author_index"
     h = graph.constant("first_layer/bias", weights.bias[np.newaxis])  # [1, K]
     for group in ("viewer", "author"):
-        h = _add_group(graph, group, schema, weights.groups.get(group), h, form)
+        h = _add_group(graph, tables[group], weights.groups.get(group), [], h, form)
     if _contributes(weights.groups.get("author")):
         h = graph.node("Gather", [h, index], "first_layer/author_rows", axis=0)
     elif not _contributes(weights.groups.get("tweet")) and weights.dots is None:
@@ -97,25 +111,8 @@ def _add_first_layer(graph: GraphWriter, schema: Schema, weights: NetWeights, fo
         rows = graph.node("Shape", [index], "first_layer/tweet_count")
         shape = graph.node("Concat", [rows, width], "first_layer/shape", axis=0)
         h = graph.node("Expand", [h, shape], "first_layer/same_rows")
-    h = _add_group(graph, "tweet", schema, weights.groups.get("tweet"), h, form)
-    return h if weights.dots is None else _add_dots(graph, schema, weights.dots, h)
-
-
-def _add_dots(graph: GraphWriter, schema: Schema, dots: Dots, start: str) -> str:
-    """Adds `start` + what the products of vectors contribute: [N, K]. A NaN in either makes the product NaN: absent."""
-    products = []
-    for i, pair in enumerate(dots.pairs):
-        tables = {group: first_layer.Table(graph, _INPUTS[group][0], schema.layouts[group].width) for group in GROUPS}
-        name = f"dots/{i}"
-        ours = tables["tweet"].columns(pair.tweet_columns, f"{name}/tweets")
-        others = tables[pair.group].columns(pair.columns, f"{name}/{_INPUTS[pair.group][0]}")
-        if pair.group == "author":
-            others = graph.node("Gather", [others, "author_index"], f"{name}/author_rows", axis=0)
-        axis = graph.constant(f"{name}/axis", np.array([1], np.int64))
-        multiplied = graph.node("Mul", [ours, others], f"{name}/multiplied")
-        products.append(graph.node("ReduceSum", [multiplied, axis], f"{name}/product", keepdims=1))
-    joined = products[0] if len(products) == 1 else graph.node("Concat", products, "dots/products", axis=1)
-    return first_layer.add_raws(graph, first_layer.Table(graph, joined, len(products)), [dots.raw], start)
+    products = [] if weights.dots is None else [first_layer.add_products(tables, weights.dots)]
+    return _add_group(graph, tables["tweet"], weights.groups.get("tweet"), products, h, form)
 
 
 def _contributes(group: GroupWeights | None) -> bool:
@@ -123,36 +120,74 @@ def _contributes(group: GroupWeights | None) -> bool:
 
 
 def _add_group(
-    graph: GraphWriter, group: Group, schema: Schema, weights: GroupWeights | None, start: str, form: Form
+    graph: GraphWriter,
+    table: Table,
+    weights: GroupWeights | None,
+    products: Sequence[tuple[str, Raw]],
+    start: str,
+    form: Form,
 ) -> str:
-    """Adds `start` + what the group's features contribute: [rows of its table, K], or `start` where there are none."""
-    if weights is None:
-        return start
-    table = first_layer.Table(graph, _INPUTS[group][0], schema.layouts[group].width)
+    """Adds `start` + what the group's features contribute: [rows of its table, K], or `start` where there are none.
+
+    `products` enter by value like columns of the table.
+    """
+    weights = weights or GroupWeights((), (), ())
+    terms: list[Term] = []
     if form != "plain":
         start = first_layer.add_large_categoricals(graph, table, weights.categoricals, start)
-        thermometer = plan_thermometer(weights, form)
-        if thermometer is not None:
+        codes = plan_codes(weights, form)
+        if codes is not None:
+            terms.append(add_codes(table, codes))
+        elif (thermometer := plan_thermometer(weights, form)) is not None:
             start = first_layer.add_thermometer(graph, table, thermometer, start)
     elif weights.binned or weights.categoricals:
         start = first_layer.add_plain_lookup(graph, table, weights, start)
-    if weights.raws:
-        start = first_layer.add_raws(graph, table, weights.raws, start)
-    return start
+    if raws := [*first_layer.add_table_values(table, weights.raws), *products]:
+        terms.append(first_layer.add_raws(graph, f"{table.name}/raw", raws))
+    return first_layer.add_terms(graph, table.name, terms, start) if terms else start
 
 
-def _add_net(graph: GraphWriter, weights: NetWeights, h: str) -> str:
+def _add_net(graph: GraphWriter, weights: NetWeights, h: str, trunk_input_max: float | None) -> str:
     """Crosses, relu, trunk and towers: [N, K] -> logits [N, H]."""
     x = h
     for i, cross in enumerate(weights.crosses):
         x = _add_cross(graph, f"cross{i}", cross, h, x)
-    if weights.relu:
+    trunk = list(enumerate(weights.trunk))
+    if weights.relu and trunk and trunk_input_max is not None:
+        x = _add_int8_dense(graph, "trunk0", weights.trunk[0], x, trunk_input_max)
+        trunk = trunk[1:]
+    elif weights.relu:
         x = graph.node("Relu", [x], "first_layer/relu")
-    for i, dense in enumerate(weights.trunk):
+    for i, dense in trunk:
         x = _add_dense(graph, f"trunk{i}", dense, x)
     if weights.towers is None:
         return x
     return _add_towers(graph, weights.towers, x)
+
+
+def _add_int8_dense(graph: GraphWriter, name: str, dense: Dense, x: str, input_max: float) -> str:
+    """A layer of max(x, 0), in 255 steps up to `input_max`, by weights in 8 bits, scaled by column.
+
+    CPUs without VNNI add the products of inputs 2i and 2i + 1 in 16 bits and stop at their end: scales are such that
+    no two weights next to each other get there.
+    """
+    step = graph.constant(f"{name}/input_step", np.array(input_max / 255, np.float32))
+    zero = graph.constant(f"{name}/input_zero", np.array(0, np.uint8))
+    # Rounds what is below zero to zero: the relu.
+    rounded = graph.node("QuantizeLinear", [x, step, zero], f"{name}/rounded")
+    scales = _pair_scales(dense.weights)
+    weights = graph.constant(f"{name}/weights", np.rint(dense.weights / scales).astype(np.int8))
+    constants = [weights, step, graph.constant(f"{name}/scales", scales), "", ""]
+    bias = graph.constant(f"{name}/bias", dense.bias)
+    y = graph.node("MatMulIntegerToFloat", [rounded, *constants, bias], f"{name}/linear", "com.microsoft")
+    return graph.node("Relu", [y], f"{name}/relu") if dense.relu else y
+
+
+def _pair_scales(weights: Floats) -> Floats:
+    """[in, out] -> [out]: no pair of rows 2i and 2i + 1, divided by these and rounded, adds up to more than +-128."""
+    pairs = np.pad(weights, ((0, len(weights) % 2), (0, 0))).reshape(-1, 2, weights.shape[1])
+    largest = np.maximum(np.maximum(pairs, 0).sum(axis=1), np.maximum(-pairs, 0).sum(axis=1)).max(axis=0)
+    return (np.where(largest > 0, largest, 1.0) / 127).astype(np.float32)
 
 
 def _add_cross(graph: GraphWriter, name: str, cross: Cross, first: str, x: str) -> str:

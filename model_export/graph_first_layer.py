@@ -2,48 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 from onnx import TensorProto
 
+from model_export.graph_table import Table, Term
 from model_export.graph_thermometer import Thermometer, as_binned, is_large
 from model_export.graph_writer import GraphWriter
-from model_export.weights import Categorical, GroupWeights, Raw
-
-
-class Table:
-    """One group's input [rows, width] in the graph."""
-
-    def __init__(self, graph: GraphWriter, name: str, width: int) -> None:
-        self.graph = graph
-        self.name = name
-        self.width = width
-        self._transposed = ""
-
-    @property
-    def transposed(self) -> str:
-        """[width, rows]: there a column is one stretch of memory, twice as fast to pick and to scale."""
-        if not self._transposed:
-            self._transposed = self.graph.node("Transpose", [self.name], f"{self.name}/transposed", perm=[1, 0])
-        return self._transposed
-
-    def pick(self, columns: NDArray[np.int64], name: str) -> str:
-        """[len(columns), rows]."""
-        index = self.graph.constant(f"{name}/columns", columns)
-        return self.graph.node("Gather", [self.transposed, index], f"{name}/picked", axis=0)
-
-    def columns(self, columns: NDArray[np.int64], name: str) -> str:
-        """[rows, len(columns)]."""
-        first, end = int(columns[0]), int(columns[-1]) + 1
-        if not np.array_equal(columns, np.arange(first, end)):
-            return self.graph.node("Transpose", [self.pick(columns, name)], f"{name}/table_columns", perm=[1, 0])
-        if len(columns) == self.width:
-            return self.name
-        bounds = [("first", first), ("end", end), ("column_axis", 1)]
-        constants = [self.graph.constant(f"{name}/{key}", np.array([x], np.int64)) for key, x in bounds]
-        return self.graph.node("Slice", [self.name, *constants], f"{name}/table_columns")
+from model_export.weights import Categorical, Dots, GroupWeights, Raw
+from service.schema import Group
 
 
 def add_thermometer(graph: GraphWriter, table: Table, thermometer: Thermometer, start: str) -> str:
@@ -69,27 +37,49 @@ def add_thermometer(graph: GraphWriter, table: Table, thermometer: Thermometer, 
     return graph.node("Add", [product, start], f"{name}/sum")
 
 
-def add_raws(graph: GraphWriter, table: Table, raws: Sequence[Raw], start: str) -> str:
-    """Adds `start` + the columns that enter by value; returns [rows, K]. `start` broadcasts to that."""
-    prefix = f"{table.name}/raw"
-    parts = []
-    for log in (True, False):
-        columns = [raw.columns for raw in raws if raw.log == log]
-        if columns:
-            name = f"{prefix}/{'log' if log else 'linear'}"
-            values = table.pick(np.concatenate(columns), name)
-            parts.append(_add_signed_log(graph, name, values) if log else values)
-    value = parts[0] if len(parts) == 1 else graph.node("Concat", parts, f"{prefix}/values", axis=0)
+def add_terms(graph: GraphWriter, name: str, terms: Sequence[Term], start: str) -> str:
+    """Adds `start` + what the terms add, in one product; returns [rows, K]. `start` broadcasts to that."""
+    values = [term.values for term in terms]
+    joined = values[0] if len(values) == 1 else graph.node("Concat", values, f"{name}/terms", axis=0)
+    weights = graph.constant(f"{name}/term_weights", np.concatenate([term.weights for term in terms]))
+    return graph.node("Gemm", [joined, weights, start], f"{name}/term_sum", transA=1)
 
-    ordered = sorted(raws, key=lambda raw: not raw.log)
-    factors = np.concatenate([1 / raw.scale for raw in ordered])[:, np.newaxis]
-    bias = np.concatenate([raw.bias for raw in ordered])[:, np.newaxis]
-    scaled = graph.node("Mul", [value, graph.constant(f"{prefix}/factors", factors)], f"{prefix}/scaled")
-    clipped = _add_clip(graph, prefix, scaled)
-    biased = graph.node("Add", [clipped, graph.constant(f"{prefix}/feature_bias", bias)], f"{prefix}/biased")
-    present = _add_nan_to_zero(graph, prefix, biased)
-    weights = graph.constant(f"{prefix}/weights", np.concatenate([raw.weights for raw in ordered]))
-    return graph.node("Gemm", [present, weights, start], f"{prefix}/sum", transA=1)
+
+def add_raws(graph: GraphWriter, name: str, raws: Sequence[tuple[str, Raw]]) -> Term:
+    """Adds what enters by value: for each `Raw` its values [R, rows], as they come."""
+    parts = [_add_signed_log(graph, value) if raw.log else value for value, raw in raws]
+    value = parts[0] if len(parts) == 1 else graph.node("Concat", parts, f"{name}/values", axis=0)
+    factors = np.concatenate([1 / raw.scale for _, raw in raws])[:, np.newaxis]
+    bias = np.concatenate([raw.bias for _, raw in raws])[:, np.newaxis]
+    scaled = graph.node("Mul", [value, graph.constant(f"{name}/factors", factors)], f"{name}/scaled")
+    clipped = _add_clip(graph, name, scaled)
+    biased = graph.node("Add", [clipped, graph.constant(f"{name}/feature_bias", bias)], f"{name}/biased")
+    return Term(_add_nan_to_zero(graph, name, biased), np.concatenate([raw.weights for _, raw in raws]))
+
+
+def add_table_values(table: Table, raws: Sequence[Raw]) -> list[tuple[str, Raw]]:
+    """Picks the columns of a table that enter by value."""
+    return [
+        (table.pick(raw.columns, f"{table.name}/raw/{'log' if raw.log else 'linear'}{i}"), raw)
+        for i, raw in enumerate(raws)
+    ]
+
+
+def add_products(tables: Mapping[Group, Table], dots: Dots) -> tuple[str, Raw]:
+    """Adds the inner products of vectors: [D, Tweets]. A NaN in either makes the product NaN: absent."""
+    graph = tables["tweet"].graph
+    axis = graph.constant("dots/axis", np.array([0], np.int64))
+    products = []
+    for i, pair in enumerate(dots.pairs):
+        name = f"dots/{i}"
+        ours = tables["tweet"].pick(pair.tweet_columns, f"{name}/tweets")
+        others = tables[pair.group].pick(pair.columns, f"{name}/{tables[pair.group].name}")
+        if pair.group == "author":
+            others = graph.node("Gather", [others, "author_index"], f"{name}/author_columns", axis=1)
+        multiplied = graph.node("Mul", [ours, others], f"{name}/multiplied")
+        products.append(graph.node("ReduceSum", [multiplied, axis], f"{name}/product", keepdims=1))
+    joined = products[0] if len(products) == 1 else graph.node("Concat", products, "dots/products", axis=0)
+    return joined, dots.raw
 
 
 def add_large_categoricals(graph: GraphWriter, table: Table, categoricals: Sequence[Categorical], start: str) -> str:
@@ -139,14 +129,14 @@ def add_plain_lookup(graph: GraphWriter, table: Table, weights: GroupWeights, st
     return graph.node("Add", [total, start], f"{prefix}/sum")
 
 
-def _add_signed_log(graph: GraphWriter, prefix: str, values: str) -> str:
-    magnitude = graph.node("Abs", [values], f"{prefix}/magnitude")
-    one = graph.constant(f"{prefix}/one", np.ones((), np.float32))
-    log = graph.node("Log", [graph.node("Add", [magnitude, one], f"{prefix}/plus_one")], f"{prefix}/log")
+def _add_signed_log(graph: GraphWriter, values: str) -> str:
+    magnitude = graph.node("Abs", [values], f"{values}/magnitude")
+    one = graph.constant(f"{values}/one", np.ones((), np.float32))
+    log = graph.node("Log", [graph.node("Add", [magnitude, one], f"{values}/plus_one")], f"{values}/log")
     # The sign, five times as fast as Sign; where it is off, below 1e-38, the logarithm is zero.
-    huge = graph.constant(f"{prefix}/huge", np.array(1e38, np.float32))
-    sign = _add_clip(graph, f"{prefix}/sign", graph.node("Mul", [values, huge], f"{prefix}/enlarged"))
-    return graph.node("Mul", [log, sign], f"{prefix}/signed_log")
+    huge = graph.constant(f"{values}/huge", np.array(1e38, np.float32))
+    sign = _add_clip(graph, f"{values}/sign", graph.node("Mul", [values, huge], f"{values}/enlarged"))
+    return graph.node("Mul", [log, sign], f"{values}/signed_log")
 
 
 def _add_clip(graph: GraphWriter, prefix: str, values: str) -> str:

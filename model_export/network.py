@@ -122,17 +122,27 @@ class Network(nn.Module):
 
     def forward(self, bins: SparseRows, raw: Tensor) -> Tensor:
         """What the first layer takes -> logits."""
-        h: Tensor = self.first(bins, raw)
-        if self.norm is None or self.towers is None:
-            return h
-        first = x = self.norm(h)
-        for cross in self.crosses:
-            x = cross(first, x)
-        x = self.dropout(x.relu())
+        if self.towers is None:
+            return self.first(bins, raw)  # type: ignore[no-any-return]  # torch leaves the calls of modules untyped
+        x = self.trunk_input(bins, raw)
         for dense in self.dense:
             x = self.dropout(dense(x).relu())
         logits: Tensor = self.towers(x)
         return logits
+
+    def trunk_input(self, bins: SparseRows, raw: Tensor) -> Tensor:
+        """What the dense layers take, [n, K], none below zero; of a net that has them.
+
+        Raises:
+            ValueError: The net is linear.
+        """
+        if self.norm is None:
+            raise ValueError("a linear net has no trunk")
+        first = x = self.norm(self.first(bins, raw))
+        for cross in self.crosses:
+            x = cross(first, x)
+        taken: Tensor = self.dropout(x.relu())
+        return taken
 
     def set_base_logits(self, logits: Floats) -> None:
         """Starts the heads [H] at what they would predict without features."""

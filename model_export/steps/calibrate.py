@@ -58,8 +58,9 @@ def _run(context: Context) -> str:
     (context.out / "calibration.json").write_text(json.dumps(document))
 
     network = load_trained(context.inputs["train"], records.schema)
-    precision = json.loads((context.inputs["export"] / "export.json").read_text())["precision"]
-    model = build(records.schema, network.to_weights(), load_knots(context.out), precision)
+    export = json.loads((context.inputs["export"] / "export.json").read_text())
+    form = {name: export[name] for name in ("precision", "trunk_input_max")}
+    model = build(records.schema, network.to_weights(), load_knots(context.out), **form)
     (context.out / "model.onnx").write_bytes(model)
     heads = ", ".join(f"{name} {head['method']} ({len(head['x'])} knots)" for name, head in document.items())
     impressions = sum(next(iter(counts.values())).events)
@@ -98,7 +99,7 @@ def _calibrated(counts: ScoreCounts, rate: float, parameters: Parameters) -> dic
 
 
 STEP = Step(
-    version=2,
+    version=3,
     parameters=Parameters,
     inputs=("data", "sample", "train", "export"),
     parts=("split", "features", "heads"),

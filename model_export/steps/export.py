@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from model_export.calibrate import IDENTITY
 from model_export.graph import Precision, build
-from model_export.parity import check_parity
+from model_export.parity import check_parity, trunk_input_max
 from model_export.plan import Context, Step
 from model_export.score import open_graph
 from model_export.steps.sample import open_records
@@ -28,13 +28,14 @@ def _run(context: Context) -> str:
     records = open_records(context.plan, context.inputs["data"])
     network = load_trained(context.inputs["train"], records.schema)
     uncalibrated = [IDENTITY] * len(records.schema.heads)
-    model = build(records.schema, network.to_weights(), uncalibrated, parameters.precision)
     held_out = next(records.batches(context.plan.split.days(records)["calibrate"], rows_max=_PARITY_ROWS))
+    input_max = trunk_input_max(network, held_out)
+    model = build(records.schema, network.to_weights(), uncalibrated, parameters.precision, input_max)
     difference = check_parity(network, open_graph(model), parameters.precision, held_out, uncalibrated)
     (context.out / "model.onnx").write_bytes(model)
-    export = {"precision": parameters.precision, "raw_difference_max": difference}
+    export = {"precision": parameters.precision, "trunk_input_max": input_max, "raw_difference_max": difference}
     (context.out / "export.json").write_text(json.dumps(export))
     return f"{parameters.precision}, {len(model) / 1e6:.2f} MB, raw probabilities within {difference:.1e} of torch's"
 
 
-STEP = Step(version=1, parameters=Parameters, inputs=("data", "train"), parts=("split", "features", "heads"), run=_run)
+STEP = Step(version=2, parameters=Parameters, inputs=("data", "train"), parts=("split", "features", "heads"), run=_run)

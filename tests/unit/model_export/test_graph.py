@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model_export.graph import Precision, build, build_plain, signature
-from model_export.weights import Binned, Dots, GroupWeights, NetWeights, Raw, VectorPair
+from model_export.weights import Binned, Dense, Dots, Floats, GroupWeights, NetWeights, Raw, Towers, VectorPair
 from service.schema import GROUPS, Feature, Head, Schema
 from tests.nets import (
     EMPTY,
@@ -63,6 +63,58 @@ class TestRawProbabilities:
 
         assert np.all(np.diff(found) >= 0)
         np.testing.assert_allclose(found, 1 / (1 + np.exp(-x.astype(np.float64))), rtol=4e-6)
+
+
+class TestInt8Trunk:
+    def _net(self, weights: Floats, bias: float = 0.0) -> tuple[Schema, NetWeights]:
+        """Two raw columns are the two units; the trunk's one unit is the logit."""
+        raw = Raw(np.array([0, 1]), False, f32(1, 1), f32(0, 0), np.eye(2, dtype=np.float32))
+        towers = Towers(Dense(np.ones((1, 1), np.float32), f32(0), True), np.ones((1, 1), np.float32), f32(0))
+        trunk = (Dense(weights, f32(bias), relu=True),)
+        net = NetWeights({"tweet": GroupWeights((), (), (raw,))}, f32(0, 0), (), True, trunk, towers)
+        schema = Schema(tuple(Feature(name, "tweet", "continuous") for name in "ab"), (Head("like", 1.0, 1),))
+        return schema, net
+
+    def _logits(self, weights: Floats, rows: list[list[float]], input_max: float, bias: float = 0.0) -> list[float]:
+        schema, net = self._net(weights, bias)
+        model = build(schema, net, [RISING], "int8", input_max)
+        raw = run(model, {"tweet": np.array(rows, np.float32)}, np.zeros(len(rows)))[1][:, 0].astype(np.float64)
+        return [float(z) for z in np.log(raw / (1 - raw))]
+
+    def test_rounds_to_steps_of_its_range_and_goes_no_further(self) -> None:
+        """One weight of 127: inputs in steps of 1/255 of the range, nothing below zero, no more than the range."""
+        weights = np.array([[1.27], [0]], np.float32)
+
+        found = self._logits(weights, [[0.5, 0], [0.501, 0], [-1, 0], [1, 0]], input_max=0.51, bias=0.25)
+
+        assert found == pytest.approx([1.27 * 0.5 + 0.25, 1.27 * 0.5 + 0.25, 0.25, 1.27 * 0.51 + 0.25], abs=1e-5)
+
+    @pytest.mark.parametrize("sign", [1, -1])
+    def test_two_large_weights_side_by_side_do_not_leave_sixteen_bits(self, sign: int) -> None:
+        """255 * 127 twice is twice what 16 bits hold."""
+        weights = np.array([[1.0], [1.0]], np.float32) * sign
+
+        found = self._logits(weights, [[1, 1]], input_max=1, bias=3)
+
+        assert found == pytest.approx([3 + 2 * sign], abs=0.02)
+
+    def test_is_near_the_reference_in_random_nets(self) -> None:
+        """Within a few steps of 1/127, and not what float32 gives: the layer is rounded indeed."""
+        case = RandomNet(seed=7, linear=False, crosses=0, counts=[5, 5, 6], rows=40)
+        net = replace(case.net, relu=True)
+        expected = reference_raw(net, case.tables, case.author_index)
+
+        known = run(build(case.schema, net, case.calibration, "int8", 8.0), case.tables, case.author_index)[1]
+        unknown = run(build(case.schema, net, case.calibration, "int8"), case.tables, case.author_index)[1]
+
+        np.testing.assert_allclose(known, expected, rtol=0, atol=0.02)
+        assert np.abs(known - unknown).max() > 1e-5
+
+    def test_of_float32_graphs_stays_as_it_is(self) -> None:
+        """A range alone rounds nothing."""
+        schema, net = self._net(np.array([[1.0], [0.5]], np.float32))
+
+        assert build(schema, net, [RISING], "float32", 1.0) == build(schema, net, [RISING])
 
 
 class TestGraph:
