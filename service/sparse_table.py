@@ -1,7 +1,7 @@
 """A table's scalars as what is present of them: how a model takes them whose schema is wide and whose rows are not.
 
-A row's entries stand in chunks of CHUNK places. Chunks stand in blocks of equal size, so that the model works through
-one block after another and its memory does not grow with the request.
+A row's entries stand in chunks of CHUNK places. Chunks stand in blocks of equal size: a model gathers the weights of
+one block at a time, which stays in a core's cache, however large the request.
 """
 
 from __future__ import annotations
