@@ -163,6 +163,23 @@ def test_whatever_is_wrong_with_a_version_the_old_one_serves_on(root: Path, tmp_
     assert len(refused) == len(SPOILERS)
 
 
+def test_a_version_that_was_only_half_there_serves_once_it_is_whole(
+    root: Path, tmp_path: Path, toy_bundle: Path
+) -> None:
+    """Refused for each state that it was seen in, and tried anew when a file of it changes."""
+    manifest = (toy_bundle / "manifest.json").read_bytes()
+    with serving(root, tmp_path / "log") as addresses:
+        late = root / str(Repository(root).publish(toy_bundle))
+        (late / "manifest.json").unlink()
+        point(root, stable=2)
+        for refused, written in ((1, b""), (2, manifest[: len(manifest) // 2]), (3, manifest)):
+            until_counted(addresses, 'timeline_model_loads_total{result="refused"}', refused)
+            assert describe(addresses).model_version == "1"
+            (late / "manifest.json.new").write_bytes(written)
+            (late / "manifest.json.new").replace(late / "manifest.json")
+        until_serving(addresses, 2)
+
+
 def test_the_speed_that_is_asked_for_is_a_setting(root: Path, tmp_path: Path, toy_bundle: Path) -> None:
     """A server that does not mind serves the slow model."""
     slow = Repository(root).publish(toy_bundle)
