@@ -3,8 +3,10 @@
 Inputs `viewer` float32 [1, Fv], `authors` float32 [A, Fa], `author_index` int64 [N] and `tweets` float32 [N, Ft], in
 the columns of the schema's layouts, NaN = absent; a group without features has no input. `author_index` holds the
 author's row of each Tweet and is always there: it says how many Tweets there are. Outputs `probabilities` (calibrated)
-and `raw_probabilities`, float32 [N, H]. The int8 graph needs onnxruntime (one operator of its domain `com.microsoft`),
-the others any ONNX runtime; no custom operators, no external data.
+and `raw_probabilities`, float32 [N, H]. Where Tweets are sparse, `tweets` has the columns after the scalars alone, and
+`tweets_values`, `tweets_columns`, `tweets_rows` and `tweets_ends` hold the scalars that are present
+(`service.sparse_table.Chunks`). The int8 graph needs onnxruntime (one operator of its domain `com.microsoft`), the
+others any ONNX runtime; no custom operators, no external data.
 
 A Tweet's probabilities do not depend on its neighbours: in onnxruntime they are bit-equal in any batch, but for the
 last digit of a logarithm, which depends on how the batch fills vector registers (2e-6 of a probability).
@@ -13,6 +15,7 @@ last digit of a logarithm, which depends on how the batch fills vector registers
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -21,6 +24,7 @@ from numpy.typing import NDArray
 from model_export import graph_first_layer as first_layer
 from model_export.graph_calibration import add_calibration
 from model_export.graph_codes import add_codes, plan_codes
+from model_export.graph_sparse import SparseTable, add_lookup, plan_lookup, sparse_inputs
 from model_export.graph_table import Table, Term
 from model_export.graph_thermometer import Precision, plan_thermometer
 from model_export.graph_writer import GraphWriter, signature, tensor_info
@@ -44,6 +48,7 @@ def build(
     calibration: Sequence[Knots],
     precision: Precision = "float32",
     trunk_input_max: float | None = None,
+    sparse_tweets: bool = False,
 ) -> bytes:
     """The graph to ship: the first layer as codes or as a thermometer, calibration included.
 
@@ -54,6 +59,7 @@ def build(
         precision: Of what discretised features add. int8 also rounds the trunk's first layer, if its range is known.
         trunk_input_max: The largest value that held-out rows bring to the trunk; in an int8 graph larger ones count
             as this. None where it is not known.
+        sparse_tweets: Whether the scalars of Tweets are taken as entries: see `model_export.graph_sparse`.
 
     Returns:
         A serialized ModelProto; the same arguments give the same bytes.
@@ -62,7 +68,7 @@ def build(
         ValueError: The arguments do not fit each other.
     """
     input_max = trunk_input_max if precision == "int8" else None
-    return _build(schema, weights, calibration, precision, input_max)
+    return _build(schema, weights, calibration, precision, input_max, sparse_tweets)
 
 
 def build_plain(schema: Schema, weights: NetWeights, calibration: Sequence[Knots]) -> bytes:
@@ -71,25 +77,34 @@ def build_plain(schema: Schema, weights: NetWeights, calibration: Sequence[Knots
     Bins are looked up, a row of weights is gathered for every feature present, and the rows are summed. Everything
     else is as in `build`, which documents arguments and errors.
     """
-    return _build(schema, weights, calibration, "plain", None)
+    return _build(schema, weights, calibration, "plain", None, sparse_tweets=False)
 
 
 def _build(
-    schema: Schema, weights: NetWeights, calibration: Sequence[Knots], form: Form, trunk_input_max: float | None
+    schema: Schema,
+    weights: NetWeights,
+    calibration: Sequence[Knots],
+    form: Form,
+    trunk_input_max: float | None,
+    sparse_tweets: bool,
 ) -> bytes:
     _check(schema, weights, calibration)
     heads = len(schema.heads)
     graph = GraphWriter()
     tables = {group: Table(graph, name, schema.layouts[group].width) for group, (name, _) in _INPUTS.items()}
+    widths = {group: table.width for group, table in tables.items()}
+    if sparse_tweets:
+        scalars = len(schema.layouts["tweet"].scalars)
+        tables["tweet"] = SparseTable(graph, "tweets", widths["tweet"], scalars)
+        widths["tweet"] -= scalars
     hidden = _add_first_layer(graph, tables, weights, form)
     logits = _add_net(graph, weights, hidden, trunk_input_max)
     _add_sigmoid(graph, logits, "raw_probabilities")
     add_calibration(graph, "raw_probabilities", calibration, "probabilities")
     inputs = [
-        tensor_info(name, "float32", (rows, tables[group].width))
-        for group, (name, rows) in _INPUTS.items()
-        if tables[group].width
+        tensor_info(name, "float32", (rows, widths[group])) for group, (name, rows) in _INPUTS.items() if widths[group]
     ]
+    inputs += sparse_inputs("tweets") if sparse_tweets else []
     inputs.append(tensor_info("author_index", "int64", ("tweets",)))
     outputs = [tensor_info(name, "float32", ("tweets", heads)) for name in ("probabilities", "raw_probabilities")]
     return graph.to_bytes("timeline_ranker", f"Timeline ranking model, {form} first layer", inputs, outputs)
@@ -112,7 +127,11 @@ def _add_first_layer(graph: GraphWriter, tables: dict[Group, Table], weights: Ne
         shape = graph.node("Concat", [rows, width], "first_layer/shape", axis=0)
         h = graph.node("Expand", [h, shape], "first_layer/same_rows")
     products = [] if weights.dots is None else [first_layer.add_products(tables, weights.dots)]
-    return _add_group(graph, tables["tweet"], weights.groups.get("tweet"), products, h, form)
+    tweet, table = weights.groups.get("tweet"), tables["tweet"]
+    if tweet is not None and tweet.binned and isinstance(table, SparseTable) and form != "plain":
+        h = add_lookup(graph, table.name, plan_lookup(tweet.binned, table.scalars, form), h)
+        tweet = replace(tweet, binned=())
+    return _add_group(graph, table, tweet, products, h, form)
 
 
 def _contributes(group: GroupWeights | None) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from onnx import TensorProto, checker, helper, numpy_helper
 
 OPSET = 21
 IR_VERSION = 10
-_DTYPES = {"float32": TensorProto.FLOAT, "int64": TensorProto.INT64}
+_DTYPES = {"float32": TensorProto.FLOAT, "int32": TensorProto.INT32, "int64": TensorProto.INT64}
 
 
 class GraphWriter:
@@ -38,11 +38,17 @@ class GraphWriter:
         """Adds a Cast to a `TensorProto` data type."""
         return self.node("Cast", [value], name, to=to)
 
+    def to_graph(
+        self, name: str, inputs: Sequence[onnx.ValueInfoProto], outputs: Sequence[onnx.ValueInfoProto]
+    ) -> onnx.GraphProto:
+        """The nodes as a graph inside of another's node; what it reads besides its inputs is the other's."""
+        return helper.make_graph(self._nodes, name, list(inputs), list(outputs))
+
     def to_bytes(
         self, name: str, doc: str, inputs: Sequence[onnx.ValueInfoProto], outputs: Sequence[onnx.ValueInfoProto]
     ) -> bytes:
         """The checked model; the same calls give the same bytes. Constants that no node reads are left out."""
-        used = {value for node in self._nodes for value in node.input}
+        used = _values_read(self._nodes)
         initializers = [tensor for key, tensor in self._initializers.items() if key in used]
         graph = helper.make_graph(self._nodes, name, list(inputs), list(outputs), initializers, doc_string=doc)
         opsets = [helper.make_opsetid("", OPSET)]
@@ -51,6 +57,16 @@ class GraphWriter:
         model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="timeline-ranker")
         checker.check_model(model, full_check=True)
         return bytes(model.SerializeToString(deterministic=True))
+
+
+def _values_read(nodes: Iterable[onnx.NodeProto]) -> set[str]:
+    """What nodes and the graphs inside of them read."""
+    read: set[str] = set()
+    for node in nodes:
+        read.update(node.input)
+        for attribute in node.attribute:
+            read |= _values_read(attribute.g.node)
+    return read
 
 
 def tensor_info(name: str, dtype: str, shape: Sequence[str | int]) -> onnx.ValueInfoProto:
