@@ -59,7 +59,7 @@ def _run(context: Context) -> str:
 
     network = load_trained(context.inputs["train"], records.schema)
     export = json.loads((context.inputs["export"] / "export.json").read_text())
-    form = {name: export[name] for name in ("precision", "trunk_input_max")}
+    form = {name: export[name] for name in ("precision", "trunk_input_max", "sparse_tweets")}
     model = build(records.schema, network.to_weights(), load_knots(context.out), **form)
     (context.out / "model.onnx").write_bytes(model)
     heads = ", ".join(f"{name} {head['method']} ({len(head['x'])} knots)" for name, head in document.items())
