@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import time
@@ -18,9 +19,12 @@ from service.scoring import Scorer
 
 # Linux's nice value of whoever loads: 19 is the lowest priority, 10 still gets on while requests keep a core busy.
 LOADING_NICENESS = 10
-# What a new model is timed on: its golden Tweets, repeated to a timeline's worth, in the best of so many runs.
+# What a new model is timed on: its golden Tweets, repeated to a timeline's worth, in the best of so many runs. One that
+# looks slow has some seconds more to be fast in: who loads gives way to requests, so on a busy server all those runs of
+# one model may have been interrupted, and a run of the other not.
 TIMING_ROWS = 500
 TIMING_RUNS = 20
+TIMING_PATIENCE_S = 3.0
 
 
 class ModelLoader:
@@ -63,16 +67,18 @@ class ModelLoader:
         golden = Decoder(Limits()).candidates(bundle.golden.cases[0].request.candidates)
         rows = np.resize(np.arange(len(golden)), TIMING_ROWS)
         tables, tables_beside = (each.aligner.align(golden)[0].take(rows) for each in (model, beside))
-        taken_ns, beside_ns = [], []
-        for _ in range(TIMING_RUNS):  # in turns, so that whatever else happens on the machine happens to both
-            taken_ns.append(_time_ns(model, tables))
-            beside_ns.append(_time_ns(beside, tables_beside))
-        slowdown = min(taken_ns) / min(beside_ns)
-        if slowdown > self._slowdown_max:
+        taken_ns = beside_ns = math.inf
+        runs, give_up_s = 0, time.monotonic() + TIMING_PATIENCE_S
+        while runs < TIMING_RUNS or (taken_ns > self._slowdown_max * beside_ns and time.monotonic() < give_up_s):
+            # In turns, so that whatever else happens on the machine happens to both.
+            taken_ns = min(taken_ns, _time_ns(model, tables))
+            beside_ns = min(beside_ns, _time_ns(beside, tables_beside))
+            runs += 1
+        if taken_ns > self._slowdown_max * beside_ns:
             raise BundleError(
                 [
-                    f"model.onnx: takes {min(taken_ns) / 1e6:.3g} ms for {TIMING_ROWS} Tweets, {slowdown:.3g} times as "
-                    f"long as version {beside.version}; {self._slowdown_max:g} times is the most"
+                    f"model.onnx: takes {taken_ns / 1e6:.3g} ms for {TIMING_ROWS} Tweets, {taken_ns / beside_ns:.3g} "
+                    f"times as long as version {beside.version}; {self._slowdown_max:g} times is the most"
                 ]
             )
 
@@ -83,11 +89,6 @@ def step_back() -> None:
 
 
 def _time_ns(model: Model, tables: Tables) -> int:
-    """The processor time that a run takes the calling thread.
-
-    By the clock on the wall a good model would be refused on a busy server: what calls here gives way to requests, so
-    it may be interrupted in each of the runs of one model and in none of the other.
-    """
-    begun_ns = time.thread_time_ns()
+    begun_ns = time.perf_counter_ns()
     model.score(tables)
-    return time.thread_time_ns() - begun_ns
+    return time.perf_counter_ns() - begun_ns
