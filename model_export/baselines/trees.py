@@ -101,7 +101,7 @@ def fit_trees(
     for leaves in plan.leaves:
         scores: dict[str, Any] = {}
         booster = lightgbm.train(
-            _parameters(plan, leaves),
+            booster_parameters(plan, leaves),
             data,
             plan.rounds_max,
             valid_sets=[held_out],
@@ -117,7 +117,8 @@ def fit_trees(
     return best
 
 
-def _parameters(plan: TreePlan, leaves: int) -> dict[str, Any]:
+def booster_parameters(plan: TreePlan, leaves: int) -> dict[str, Any]:
+    """LightGBM's parameters for an ensemble of trees with so many leaves."""
     return {
         "objective": "binary",
         "metric": "None",
