@@ -16,6 +16,9 @@ from model_export.steps.verify import BUNDLE
 from model_export.table_form import sparse_pays, takes_entries
 from model_export.weights import Binned, GroupWeights, Raw
 from service.bundle import read_bundle
+from service.decode import Decoder
+from service.generated.timelines.ranking.v1 import ranking_pb2 as pb
+from service.limits import Limits
 from service.model import load_model
 from service.schema import Feature, Head, Schema
 
@@ -75,14 +78,30 @@ def test_the_plan_decides_or_the_missing_rates_do(form: str, missing_rate: float
     assert found == expected
 
 
+def make_sparse(table: pb.FeatureTable) -> None:
+    """The same table in its other form."""
+    values = np.array(table.values).reshape(-1, len(table.columns))
+    present = ~np.isnan(values)
+    table.sparse_row_lengths.extend(present.sum(axis=1).tolist())
+    table.sparse_column_indices.extend(np.nonzero(present)[1].tolist())
+    table.sparse_values.extend(values[present].tolist())
+    table.ClearField("values")
+
+
 def test_a_plan_makes_a_sparse_bundle_that_serves(small_plan: Callable[..., Plan], tmp_path: Path) -> None:
-    """Exported, calibrated, tested, verified; the server's own check of the golden answers is part of loading."""
+    """Exported, calibrated, tested, verified. Loading checks the golden answers; sparse requests get the same."""
     plan = small_plan(export="precision = 'int8'\nform = 'sparse'")
     artifacts = run_plan(plan, tmp_path / "run")
 
     bundle = artifacts["verify"] / BUNDLE
-    names = [stated["name"] for stated in read_bundle(bundle).manifest["graph"]["inputs"]]
+    read = read_bundle(bundle)
+    names = [stated["name"] for stated in read.manifest["graph"]["inputs"]]
     assert {"tweets", "tweets_values", "tweets_columns", "tweets_rows", "tweets_ends"} < set(names)
-    assert load_model(bundle, threads=1).scorer.sparse_tweets
+    model = load_model(bundle, threads=1)
+    assert model.scorer.sparse_tweets
+    golden = read.golden.cases[0]
+    make_sparse(golden.request.candidates.tweets)
+    tables, _ = model.aligner.align(Decoder(Limits()).candidates(golden.request.candidates))
+    np.testing.assert_allclose(model.score(tables).probabilities.ravel(), golden.response.probabilities, rtol=1e-5)
     metrics = json.loads((artifacts["test"] / "metrics.json").read_text())
     assert metrics["like"]["share"] > 0.3
