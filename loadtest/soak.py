@@ -1,7 +1,7 @@
 """Does a server stay as it is? `python -m loadtest.soak --minutes 10`, or `make soak MINUTES=10`.
 
-A real server, with all that it does beside answering (served log, shadow model, new versions now and then), gets
-timelines to rank one after the other from a few callers. Among them are requests that are refused, explained or only
+A real server, with all that it does beside answering (served log, shadow model, new versions at first), gets timelines
+to rank one after the other from a few callers. Among them are requests that are refused, explained or only
 scored, callers that hang up, and new connections all the time. Its memory, threads and file descriptors are looked at
 every now and then; exit status 1 if they grew after the warm-up, or a call ended as none should.
 """
@@ -37,9 +37,9 @@ CALLERS = 4
 # A quarter of the samples is warm-up; of the others the first third is compared with the last.
 SAMPLES = 60
 WARM_UP_SAMPLES = 15
-# After these samples the other version becomes the stable one: in the warm-up and between what is compared, since a
-# version that is being loaded takes memory; and an even number of times in each, so that the same version serves.
-PROMOTE_AFTER = (2, 5, 8, 11, 31, 34, 37, 40)
+# After these samples the other version becomes the stable one. All are in the warm-up: with every load and unload the
+# memory of a process moves up or down by some per cent, though not on and on (docs/decisions/0061).
+PROMOTE_AFTER = (2, 5, 8, 11)
 MEMORY_GROWTH_MAX = 0.02
 CALLS_PER_CONNECTION = 500
 DEADLINE_S = 30.0
