@@ -5,7 +5,8 @@ is decided like this:
 
 * The running max of a training batch is taken over the whole batch before any of its values is scaled, so a step does
   not depend on the order of its rows.
-* A value beyond the running max scales to -1 or 1. Where no value other than 0 was seen, the scale is 1.
+* A value beyond the running max scales to -1 or 1. Where nothing but 0 and denormal numbers was seen, the scale is 1: a
+  graph multiplies by 1 / scale, which would be infinite.
 * A bin, category or raw column that no training example had starts at zero and never moves: whatever was not seen
   contributes nothing.
 """
@@ -159,4 +160,4 @@ class FirstLayer(nn.Module):
 
     def scale(self) -> Tensor:
         """What raw values are divided by: [R], positive."""
-        return torch.where(self.running_max > 0, self.running_max, 1.0)
+        return torch.where(self.running_max >= torch.finfo(torch.float32).tiny, self.running_max, 1.0)
