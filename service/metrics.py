@@ -14,7 +14,7 @@ import grpc
 import numpy as np
 from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric
-from prometheus_client.core import HistogramMetricFamily
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
 from service.decode import Floats
@@ -190,7 +190,8 @@ class _Before(Collector):
 class ProbabilityHistogram(Collector):
     """`timeline_probability{head}`: all calibrated probabilities of an answer in one go.
 
-    Buckets end at powers of two, 2^-EXPONENTS to 1: a float's exponent says which one it belongs in.
+    A model that was sound when it was loaded may still answer something with what is no probability. Tweets of which one
+    is NaN or outside of [0, 1] are not in the histogram, but in `timeline_invalid_probabilities_total`. Buckets end at powers of two, 2^-EXPONENTS to 1: a float's exponent says which one it belongs in.
     """
 
     EXPONENTS = 16
@@ -202,6 +203,7 @@ class ProbabilityHistogram(Collector):
         self._heads: dict[str, int] = {}
         self._counts: NDArray[np.int64] = np.zeros((0, self._BUCKETS), np.int64)
         self._sums: NDArray[np.float64] = np.zeros(0)
+        self._invalid = 0
         # Heads of a model -> which of the heads above they are. Only ever added to.
         self._places: dict[tuple[str, ...], NDArray[np.intp]] = {}
         # Number of heads -> where the bins of each begin, for row after row of as many Tweets as ever came: adding a
@@ -218,7 +220,11 @@ class ProbabilityHistogram(Collector):
         self._places[heads] = np.array(places, np.intp)
 
     def observe(self, heads: tuple[str, ...], probabilities: Floats) -> None:
-        """Counts float32 [N, heads] in [0, 1]; `heads` were added in one go. The sums are right to six digits."""
+        """Counts float32 [N, heads]; `heads` were added in one go. The sums are right to six digits."""
+        valid = ((probabilities >= 0) & (probabilities <= 1)).all(axis=1)  # NaN compares false
+        invalid = len(valid) - np.count_nonzero(valid)
+        if invalid:
+            probabilities = probabilities[valid]
         rows = len(probabilities)
         # A bucket has its upper end within, so step one float down first: now 2^-k and all above 2^-(k+1) share an
         # exponent. What is stored for it is 126 for the bucket that ends at 1.
@@ -232,6 +238,7 @@ class ProbabilityHistogram(Collector):
         with self._lock:
             self._counts[places] += counts
             self._sums[places] += sums
+            self._invalid += invalid
 
     def _bins_of_rows(self, rows: int, heads: int) -> NDArray[np.int32]:
         """int32 [rows x heads]: what to add to an exponent as it is stored to get the bin of its head."""
@@ -241,13 +248,17 @@ class ProbabilityHistogram(Collector):
             offsets = self._offsets[heads] = np.tile(first, rows)
         return offsets[: rows * heads]
 
-    def collect(self) -> Iterator[HistogramMetricFamily]:
-        """The histogram as Prometheus wants it: cumulative."""
+    def collect(self) -> Iterator[Metric]:
+        """The histogram as Prometheus wants it, cumulative, and the count of what is not in it."""
         with self._lock:
             heads, counts, sums = list(self._heads), self._counts.copy(), self._sums.copy()
+            invalid = self._invalid
         family = HistogramMetricFamily("timeline_probability", "Calibrated probabilities.", labels=["head"])
         bounds = [str(2.0**-exponent) for exponent in range(self.EXPONENTS, -1, -1)]
         for head, cumulative, total in zip(heads, counts.cumsum(axis=1), sums, strict=True):
             buckets = [(bound, float(count)) for bound, count in zip(bounds, cumulative, strict=True)]
             family.add_metric([head], [*buckets, ("+Inf", float(cumulative[-1]))], sum_value=float(total))
         yield family
+        yield CounterMetricFamily(
+            "timeline_invalid_probabilities", "Tweets that the model gave no probabilities.", value=invalid
+        )

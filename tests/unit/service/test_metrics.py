@@ -183,3 +183,21 @@ def test_probabilities_are_counted_as_by_prometheus_own_histogram(answers: list[
             assert ours.get_sample_value(name, labels) == theirs.get_sample_value(name, labels)
         total = theirs.get_sample_value("timeline_probability_sum", {"head": head})
         assert ours.get_sample_value("timeline_probability_sum", {"head": head}) == pytest.approx(total, rel=1e-6)
+
+
+@pytest.mark.parametrize("invalid", [math.nan, math.inf, -math.inf, -0.001, 1.001])
+@pytest.mark.parametrize("head", [0, 1])
+def test_what_is_no_probability_is_counted_apart(invalid: float, head: int) -> None:
+    """The Tweet is in no bucket and no sum; those beside it are."""
+    registry, histogram = CollectorRegistry(), ProbabilityHistogram()
+    histogram.add_heads(("a", "b"))
+    registry.register(histogram)
+    probabilities = np.full((3, 2), 0.5, np.float32)
+    probabilities[1, head] = invalid
+
+    histogram.observe(("a", "b"), probabilities)
+
+    assert registry.get_sample_value("timeline_invalid_probabilities_total") == 1
+    for name in ("a", "b"):
+        assert registry.get_sample_value("timeline_probability_count", {"head": name}) == 2
+        assert registry.get_sample_value("timeline_probability_sum", {"head": name}) == 1.0
