@@ -190,8 +190,10 @@ class _Before(Collector):
 class ProbabilityHistogram(Collector):
     """`timeline_probability{head}`: all calibrated probabilities of an answer in one go.
 
-    A model that was sound when it was loaded may still answer something with what is no probability. Tweets of which one
-    is NaN or outside of [0, 1] are not in the histogram, but in `timeline_invalid_probabilities_total`. Buckets end at powers of two, 2^-EXPONENTS to 1: a float's exponent says which one it belongs in.
+    Buckets end at powers of two, 2^-EXPONENTS to 1: a float's exponent says which one it belongs in.
+
+    A model that was sound when it was loaded may still answer some requests with what is no probability. Tweets with a
+    NaN, or a value outside of [0, 1], are in `timeline_invalid_probabilities_total` instead.
     """
 
     EXPONENTS = 16
@@ -221,8 +223,9 @@ class ProbabilityHistogram(Collector):
 
     def observe(self, heads: tuple[str, ...], probabilities: Floats) -> None:
         """Counts float32 [N, heads]; `heads` were added in one go. The sums are right to six digits."""
-        valid = ((probabilities >= 0) & (probabilities <= 1)).all(axis=1)  # NaN compares false
-        invalid = len(valid) - np.count_nonzero(valid)
+        # NaN compares false.
+        valid = np.logical_and.reduce((probabilities >= 0) & (probabilities <= 1), axis=1)
+        invalid = len(valid) - int(np.count_nonzero(valid))
         if invalid:
             probabilities = probabilities[valid]
         rows = len(probabilities)
