@@ -1,8 +1,10 @@
 """From a net's probabilities to true ones: isotonic regression of each head as a few knots.
 
-The blocks of the pool-adjacent-violators solution (scikit-learn's) become knots at their mean prediction and mean
-label, with lines in between. Blocks are joined, which keeps them rising, until each holds enough of both classes and
-stands apart from its neighbour: a block of few events says little, and a steep line would make noise of rounding.
+The sampling is undone by its formula. What that leaves is mended by the blocks of the pool-adjacent-violators solution
+(scikit-learn's), at their mean prediction and mean label, with lines in between in the log odds: few blocks, of many
+events each, say more than many, and the curve between them is known. Blocks are joined, which keeps them rising, until
+each holds enough of both classes and stands apart from its neighbour: a block of few events says little, and a steep
+line would make noise of rounding.
 
 The regression sees rows counted by score (`ScoreCounts`): memory does not grow with rows, and counts of parts of the
 data add up to the counts of all of it.
@@ -13,7 +15,7 @@ predictions give one knot. A head with too few events can not be fitted: `prior_
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +33,8 @@ DISTANCE_MIN = 1e-3
 END_SLOPE_SHARE = 0.05
 # Knots of a prior correction: evenly spaced in the logit of x. Between two the line is at most 0.8 % off.
 _PRIOR_LOGITS = np.linspace(-8, 12, 101)
+# Knots of a fitted calibration stand so far apart in the logit of x: the curve is at most 0.8 % off as well.
+_LOGITS_APART = 0.2
 
 # Leaves probabilities as they are.
 IDENTITY = Knots(np.array([0.0, 1.0], np.float32), np.array([0.0, 1.0], np.float32), 1.0)
@@ -104,8 +108,41 @@ def _summed(
     return ScoreCounts(buckets[starts], rows, score_sums, positives)
 
 
+def fit_calibration(counts: ScoreCounts, rate: float, events_min: int, blocks_max: int) -> Knots:
+    """Calibrates one head: isotonic regression on what undoing the sampling leaves, joined in the log odds.
+
+    Through the blocks of `fit_isotonic`, and beyond the first and the last in parallel to the undone sampling. The
+    knots lie between the lowest and the highest score seen.
+
+    Args:
+        counts: Of raw probabilities, on rows at the natural rate.
+        rate: Share of its negatives that the head was trained on, in (0, 1].
+        events_min: As of `fit_isotonic`, which says what is refused.
+        blocks_max: Likewise.
+    """
+    scores = counts.score_sums / counts.rows
+    blocks = fit_isotonic(
+        replace(counts, score_sums=counts.rows * prior_corrected(scores, rate)), events_min, blocks_max
+    )
+    lowest, highest = _logit(scores[[0, -1]])
+    logits = np.linspace(lowest, highest, 1 + int(np.ceil((highest - lowest) / _LOGITS_APART)))
+    at_blocks = _logit(blocks.x.astype(np.float64))
+    uncorrected = logits + np.log(rate)  # the formula of sampling multiplies odds by the rate
+    correction = np.interp(uncorrected, at_blocks, _logit(blocks.y.astype(np.float64)) - at_blocks)
+    x, y = ((1 / (1 + np.exp(-z))).astype(np.float32) for z in (logits, uncorrected + correction))
+    # Where rounding leaves no rise.
+    rising = np.flatnonzero((np.diff(x, prepend=-1) > 0) & (np.diff(y, prepend=-1) > 0))
+    return Knots(x[rising], y[rising], end_slope(x[rising], y[rising]))
+
+
+def _logit(p: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Log odds of probabilities, 0 and 1 taken as a millionth away."""
+    inside = np.clip(p, 1e-6, 1 - 1e-6)
+    return np.asarray(np.log(inside / (1 - inside)))
+
+
 def fit_isotonic(counts: ScoreCounts, events_min: int, blocks_max: int) -> Knots:
-    """Calibrates one head on rows at the natural rate.
+    """Isotonic regression of one head on rows at the natural rate: a knot for each block.
 
     Args:
         counts: Of raw probabilities.

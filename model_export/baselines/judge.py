@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from model_export.baselines.bootstrap import Difference, drawn_pr_auc, drawn_rce, interval
-from model_export.calibrate import ScoreCounts, apply_knots, fit_isotonic, prior_correction
+from model_export.calibrate import ScoreCounts, apply_knots, fit_calibration, prior_correction
 from model_export.datasets.records import Impressions, RecordSet
 from model_export.evaluate import head_figures, relative_cross_entropy
 from model_export.steps.calibrate import Parameters as CalibrationPlan
@@ -46,7 +46,8 @@ def calibration(raw: Floats, labels: NDArray[np.uint8], rate: float, plan: Calib
     """(method, knots) of one head, by the rules of the step `calibrate`: raw [n], labels [n] at the natural rate."""
     positives = int(labels.sum())
     if plan.positives_min <= positives and plan.block_events_min <= len(labels) - positives:
-        return "isotonic", fit_isotonic(ScoreCounts.of(raw, labels), plan.block_events_min, plan.knots_max)
+        counts = ScoreCounts.of(raw, labels)
+        return "isotonic", fit_calibration(counts, rate, plan.block_events_min, plan.blocks_max)
     return "prior_correction", prior_correction(rate)
 
 

@@ -130,7 +130,7 @@ def _net_train_s(context: Context) -> float:
 
 
 STEP = Step(
-    version=3,
+    version=4,
     parameters=Parameters,
     inputs=("data", "sample", "train", "calibrate", "fit_baselines"),
     parts=("split", "features", "heads"),

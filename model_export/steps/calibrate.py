@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from model_export.calibrate import ScoreCounts, fit_isotonic, prior_correction
+from model_export.calibrate import ScoreCounts, fit_calibration, prior_correction
 from model_export.datasets.records import RecordSet
 from model_export.graph import build
 from model_export.plan import Context, Step
@@ -27,17 +27,17 @@ class Parameters:
 
     Attributes:
         positives_min: A head with fewer on the calibration days has only its sampling undone.
-        block_events_min: Positives, and negatives, of each knot.
-        knots_max: Most knots of a head.
+        block_events_min: Positives, and negatives, of each block of the isotonic regression.
+        blocks_max: Most blocks of a head: with many events each holds more of them.
     """
 
     positives_min: int = 200
     block_events_min: int = 20
-    knots_max: int = 64
+    blocks_max: int = 8
 
     def __post_init__(self) -> None:
-        if not 1 <= self.block_events_min <= self.positives_min or self.knots_max < 1:
-            raise ValueError("block_events_min must be at least 1 and at most positives_min, knots_max at least 1")
+        if not 1 <= self.block_events_min <= self.positives_min or self.blocks_max < 1:
+            raise ValueError("block_events_min must be at least 1 and at most positives_min, blocks_max at least 1")
 
 
 def load_knots(artifact: Path) -> list[Knots]:
@@ -85,7 +85,7 @@ def _calibrated(counts: ScoreCounts, rate: float, parameters: Parameters) -> dic
     positives, negatives = counts.events
     isotonic = parameters.positives_min <= positives and parameters.block_events_min <= negatives
     if isotonic:
-        knots = fit_isotonic(counts, parameters.block_events_min, parameters.knots_max)
+        knots = fit_calibration(counts, rate, parameters.block_events_min, parameters.blocks_max)
     else:
         knots = prior_correction(rate)
     return {
@@ -99,7 +99,7 @@ def _calibrated(counts: ScoreCounts, rate: float, parameters: Parameters) -> dic
 
 
 STEP = Step(
-    version=3,
+    version=4,
     parameters=Parameters,
     inputs=("data", "sample", "train", "export"),
     parts=("split", "features", "heads"),

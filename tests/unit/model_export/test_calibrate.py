@@ -16,6 +16,7 @@ from model_export.calibrate import (
     IDENTITY,
     ScoreCounts,
     apply_knots,
+    fit_calibration,
     fit_isotonic,
     prior_correction,
     steepest_slope,
@@ -245,6 +246,64 @@ def test_denormal_predictions_are_calibrated_like_others() -> None:
 
     assert knots.y.tolist() == [pytest.approx(1 / 3), pytest.approx(0.5)]
     assert np.isfinite(apply_knots(knots, float32([0.0, 1e-45, 1.0]))).all()
+
+
+def test_blocks_are_joined_by_lines_in_the_log_odds() -> None:
+    """Scores 0.2 and 0.8 that come true one and three times in four: 0.5 lies half way, and says 0.5."""
+    predictions = np.repeat(float32([0.2, 0.8]), 400)
+    labels = labels_of([1] * 100 + [0] * 300 + [1] * 300 + [0] * 100)
+
+    knots = fit_calibration(ScoreCounts.of(predictions, labels), 0.5, events_min=20, blocks_max=8)
+
+    scores = float32([0.2, 0.5, 0.8])
+    np.testing.assert_allclose(apply_knots(knots, scores), [0.25, 0.5, 0.75], rtol=1e-3)
+    inner = (knots.y.astype(np.float64) / (1 - knots.y.astype(np.float64)))[1:-1]
+    odds = (knots.x.astype(np.float64) / (1 - knots.x.astype(np.float64)))[1:-1]
+    np.testing.assert_allclose(np.log(inner), np.log(odds) * np.log(3) / np.log(4), atol=1e-5)
+
+
+def test_beyond_the_blocks_the_sampling_alone_is_undone() -> None:
+    """One block in the middle of the scores: everywhere the same factor of the odds, next to that of the sampling."""
+    predictions = np.linspace(0.05, 0.95, 2_000, dtype=np.float32)
+    labels = labels_of([i % 4 == 0 for i in range(2_000)])
+
+    knots = fit_calibration(ScoreCounts.of(predictions, labels), 0.1, events_min=20, blocks_max=1)
+
+    factor = knots.y / (1 - knots.y) * (1 - knots.x) / knots.x
+    np.testing.assert_allclose(factor, factor[0], rtol=1e-4)
+    assert apply_knots(knots, predictions).mean() == pytest.approx(0.25, rel=0.15)
+    assert knots.x[[0, -1]].tolist() == pytest.approx([0.05, 0.95], rel=1e-3)
+
+
+@given(samples, st.integers(1, 8), st.sampled_from([1e-3, 0.2, 1.0]))
+@settings(deadline=None)
+def test_calibration_rises_strictly(sample: tuple[list[int], list[int]], blocks_max: int, rate: float) -> None:
+    """Any data: strictly rising, inside (0, 1), from the lowest score to the highest."""
+    predictions, labels = percent(sample[0]), labels_of(sample[1])
+    assume(0 < labels.sum() < len(labels))
+
+    knots = fit_calibration(ScoreCounts.of(predictions, labels), rate, 1, blocks_max)
+
+    assert (np.diff(knots.x) > 0).all()
+    assert (np.diff(knots.y) > 0).all()
+    assert 0 < knots.y[0] <= knots.y[-1] < 1
+    assert 0 < knots.end_slope < 1
+    assert knots.x[0] == pytest.approx(predictions.min(), rel=1e-3)
+    assert knots.x[-1] == pytest.approx(predictions.max(), rel=1e-3)
+
+
+@pytest.mark.parametrize("rate", [0.01, 1.0])
+def test_what_is_calibrated_already_keeps_the_formula_of_sampling(rate: float) -> None:
+    """Labels drawn with r q / (1 - q + r q): as that, within what 4,000 or more events leave open."""
+    rng = np.random.default_rng(1)
+    q = rng.beta(2, 3, 400_000).astype(np.float32)
+    p = rate * q / (1 - q + rate * q)
+    labels = (rng.random(len(q)) < p).astype(np.uint8)
+
+    knots = fit_calibration(ScoreCounts.of(q, labels), rate, events_min=20, blocks_max=8)
+
+    middle = (q > 0.1) & (q < 0.9)
+    np.testing.assert_allclose(apply_knots(knots, q[middle]), p[middle], rtol=0.12)
 
 
 @pytest.mark.parametrize("rate", [1e-4, 0.01, 0.3, 1.0])

@@ -61,7 +61,7 @@ def test_the_same_plan_gives_the_same_bytes(small_plan: MakePlan, tmp_path: Path
 def test_recalibration_trains_nothing(small_plan: MakePlan, tmp_path: Path) -> None:
     """Everything up to the exported graph is kept."""
     before = run_plan(small_plan(), tmp_path / "out")
-    after = run_plan(small_plan(calibrate="knots_max = 3\npositives_min = 30"), tmp_path / "out")
+    after = run_plan(small_plan(calibrate="blocks_max = 3\npositives_min = 30"), tmp_path / "out")
 
     changed = {step for step in before if before[step] != after[step]}
     assert changed == {"calibrate", "test", "verify"}
@@ -173,6 +173,36 @@ def test_an_infinite_value_in_the_data_is_named(small_plan: MakePlan, tmp_path: 
 
     with pytest.raises(ValueError, match=r"author\.strength: infinite"):
         run_plan(plan, tmp_path / "out")
+
+
+@pytest.mark.parametrize("label", [0, 1])
+def test_a_head_of_one_class_and_features_that_say_nothing_go_through(
+    small_plan: MakePlan, tmp_path: Path, label: int
+) -> None:
+    """A constant feature and one of denormal numbers: a bundle that serves, and the other head learns."""
+    plan = small_plan()
+    records = RecordSet.open(tmp_path / "records")
+    for day in records.days:
+        impressions = next(records.batches([day]))
+        tweets = impressions.tables["tweet"]
+        tweets[:, 0] = np.where(np.isnan(tweets[:, 0]), np.nan, 7.0)
+        hours = impressions.tables["viewer"]
+        hours[:, 0] = np.where(np.isnan(hours[:, 0]), np.nan, 1e-40)
+        impressions.labels[:, 1] = label
+        write_day(records.root, records.schema, day, impressions)
+
+    artifacts = run_plan(plan, tmp_path / "out")
+
+    bundle = read_bundle(artifacts["verify"] / BUNDLE)
+    load_model(artifacts["verify"] / BUNDLE, threads=1)
+    features = load_discretizer(artifacts["discretize"]).features
+    assert features["tweet.likes"].boundaries == features["viewer.hours_away"].boundaries == ()
+    assert bundle.manifest["calibration"]["reply"]["method"] == "prior_correction"
+    graph = open_graph((artifacts["calibrate"] / "model.onnx").read_bytes())
+    probabilities = score(graph, next(open_records(plan, artifacts["data"]).batches([7])))[1]
+    assert np.isfinite(probabilities).all()
+    assert np.abs(probabilities[:, 1] - label).max() < 0.05
+    assert bundle.manifest["metrics"]["test"]["like"]["rce"] > 5
 
 
 def test_a_head_with_few_positives_has_its_sampling_undone(small_plan: MakePlan, tmp_path: Path) -> None:
