@@ -12,6 +12,7 @@ import pytest
 
 from service import pipeline
 from service.admission import Admission
+from service.align import Tables
 from service.errors import DeadlinePassed, InvalidRequest, UnknownModel
 from service.experiments import Arm, Experiment, Experiments
 from service.fast_decode import RequestDecoder as Decoder
@@ -20,6 +21,7 @@ from service.limits import Limits
 from service.model import LoadResult, Model, load_model
 from service.pipeline import Answer, Call
 from service.policy import Policy
+from service.scoring import Scores
 from service.serving import Serving
 from tests import toy
 
@@ -132,6 +134,28 @@ def test_explanation_by_hand(serving: Serving) -> None:
     assert list(explanation.viewer) == [0, 0, 0]
     np.testing.assert_allclose(explanation.authors, [0.24, 0.24, 0.12], rtol=1e-5)
     np.testing.assert_allclose(explanation.tweets, [0.2, 0.15, 0.1], rtol=1e-5)
+
+
+def test_no_explanation_costs_nothing(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One run of the model, and no other stage of an explanation; with one asked for a run more for each group."""
+    runs: list[Tables] = []
+    score = model.scorer.score
+
+    def counted(tables: Tables) -> Scores:
+        runs.append(tables)
+        return score(tables)
+
+    monkeypatch.setattr(model.scorer, "score", counted)
+    serving = Serving({"stable": model}, Experiments((), POLICY))
+    explained = request()
+    explained.explain = True
+
+    rank(explained, serving)
+    assert len(runs) == 1 + 3
+    monkeypatch.setattr(pipeline, "explain", None)
+    monkeypatch.setattr(pipeline, "explanation_of", None)
+    rank(request(), serving)
+    assert len(runs) == 4 + 1
 
 
 def test_explanation_of_nothing(serving: Serving) -> None:
