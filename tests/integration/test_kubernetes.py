@@ -4,18 +4,22 @@ import argparse
 import copy
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import kubernetes_validate
 import pytest
+import trustme
 import yaml
 
 import service
 from service import config
 from service.generated.timelines.ranking.v1 import ranking_pb2 as pb
+from tests.server_process import started
 
 BASE = Path(__file__).parents[2] / "deploy" / "kubernetes" / "base"
+TLS = BASE.parent / "overlays" / "tls"
 
 
 def manifest(name: str) -> dict[str, Any]:
@@ -79,14 +83,41 @@ def test_probes_ask_the_grpc_port_for_what_the_server_reports() -> None:
     assert probes["readiness"]["service"] == pb.DESCRIPTOR.services_by_name["TimelineRankingService"].full_name
 
 
+def test_the_probes_of_the_tls_overlay_reach_a_server_of_its_settings(
+    toy_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a Secret as cert-manager makes it; and they fail where there is no server."""
+    patched = container(yaml.safe_load((TLS / "deployment.yaml").read_text()))
+    authority = trustme.CA()
+    pair = authority.issue_cert("timeline-ranker.default.svc", "127.0.0.1")
+    (tmp_path / "ca.crt").write_bytes(authority.cert_pem.bytes())
+    (tmp_path / "tls.crt").write_bytes(pair.cert_chain_pems[0].bytes())
+    (tmp_path / "tls.key").write_bytes(pair.private_key_pem.bytes())
+    for variable in patched["env"]:
+        monkeypatch.setenv(variable["name"], variable["value"].replace("/tls/", f"{tmp_path}/"))
+
+    for name in ("startupProbe", "readinessProbe", "livenessProbe"):
+        assert patched[name]["grpc"] is None
+        program, *arguments = patched[name]["exec"]["command"]
+        assert program == "timeline-ranker"
+        with started(toy_bundle) as server:
+            here = [
+                argument.replace("=/tls/", f"={tmp_path}/").replace("127.0.0.1:8001", server.addresses.grpc)
+                for argument in arguments
+            ]
+            assert subprocess.run([sys.executable, "-m", "service", *here], timeout=60).returncode == 0
+        assert subprocess.run([sys.executable, "-m", "service", *here], timeout=60).returncode == 1
+
+
 @pytest.mark.foreign
-def test_kustomize_renders_the_version_of_this_package() -> None:
+@pytest.mark.parametrize("directory", [BASE, TLS], ids=["base", "tls"])
+def test_kustomize_renders_the_version_of_this_package(directory: Path) -> None:
     """Both resources, with the image pinned to the package's own version."""
     kubectl = shutil.which("kubectl")
     if kubectl is None:
         pytest.skip("kubectl is not installed")
 
-    done = subprocess.run([kubectl, "kustomize", BASE], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run([kubectl, "kustomize", directory], capture_output=True, text=True, timeout=60, check=True)
 
     rendered = {document["kind"]: document for document in yaml.safe_load_all(done.stdout)}
     assert set(rendered) == {"Deployment", "Service"}
