@@ -12,14 +12,17 @@ PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY = 0, 1, 3, 4, 6, 7
 ACK = END_STREAM = 1
 END_HEADERS = 4
+# In a SETTINGS frame: two bytes of this and four of the value.
+MAX_CONCURRENT_STREAMS = (3).to_bytes(2)
 PATIENCE_S = 60
 
 
 class Frame(NamedTuple):
-    """One frame, on whatever stream."""
+    """One frame as it came in."""
 
     kind: int
     flags: int
+    stream: int
     payload: bytes
 
 
@@ -79,7 +82,7 @@ def frames(connection: socket.socket) -> Iterator[Frame]:
                 return
             buffer += received
         end = 9 + int.from_bytes(buffer[:3])
-        yield Frame(buffer[3], buffer[4], buffer[9:end])
+        yield Frame(buffer[3], buffer[4], int.from_bytes(buffer[5:9]), buffer[9:end])
         buffer = buffer[end:]
 
 

@@ -14,7 +14,18 @@ import grpc
 from service.generated.timelines.ranking.v1 import ranking_pb2 as pb
 from service.generated.timelines.ranking.v1 import ranking_pb2_grpc
 from tests import toy
-from tests.http2 import GREETING, PING, SETTINGS, connect, frame, frames, last_words
+from tests.http2 import (
+    GREETING,
+    MAX_CONCURRENT_STREAMS,
+    PING,
+    RST_STREAM,
+    SETTINGS,
+    call_headers,
+    connect,
+    frame,
+    frames,
+    last_words,
+)
 from tests.server_process import serving, started
 
 REQUEST = pb.RankTimelineRequest(viewer_id=1, candidates=toy.candidates([1, 2]))
@@ -127,3 +138,16 @@ def test_a_small_message_that_unpacks_to_a_large_one(toy_bundle: Path) -> None:
         ):
             assert send.future(bytes(size), compression=grpc.Compression.Gzip, timeout=60).code() is code
         assert server.peak_memory_mb < before_mb + 100
+
+
+def test_calls_beyond_the_limit_of_a_connection(toy_bundle: Path) -> None:
+    """The settings say how many at a time; the one too many is reset, while the others wait for their bodies."""
+    with serving(toy_bundle, "--streams-max", "2") as addresses, connect(addresses.grpc) as connection:
+        connection.sendall(GREETING)
+        received = frames(connection)
+        settings = next(each for each in received if each.kind == SETTINGS).payload
+        values = {settings[i : i + 2]: settings[i + 2 : i + 6] for i in range(0, len(settings), 6)}
+        assert values[MAX_CONCURRENT_STREAMS] == (2).to_bytes(4)
+        for stream in (1, 3, 5):
+            connection.sendall(call_headers(RANK_TIMELINE, stream))
+        assert next(each for each in received if each.kind == RST_STREAM).stream == 5
