@@ -16,8 +16,8 @@ from service.sparse_table import sparse_feeds, split
 INPUT_OF_GROUP: dict[Group, str] = {"viewer": "viewer", "author": "authors", "tweet": "tweets"}
 
 
-def open_graph(model: bytes, threads: int = 2) -> onnxruntime.InferenceSession:
-    """An onnxruntime session of a graph."""
+def open_graph(model: bytes, threads: int = 1) -> onnxruntime.InferenceSession:
+    """An onnxruntime session of a graph; a view is so small that a second thread costs more than it gives."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
