@@ -9,6 +9,7 @@ import contextlib
 import threading
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
+from typing import Any, TypeVar
 
 import grpc
 import numpy as np
@@ -24,6 +25,8 @@ from service.model import Model
 from service.pipeline import STAGES, Answer
 from service.schema import GROUPS
 
+T = TypeVar("T")
+
 SECONDS_BUCKETS = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 CANDIDATES_BUCKETS = (0, 1, 10, 30, 100, 200, 500, 1_000, 1_500, 2_000, 5_000)
 STATES = ("present", "absent", "unknown")
@@ -35,9 +38,9 @@ REFUSALS: dict[type[Exception], str] = {
     Cancelled: "cancelled",
     NotAllowed: "identity",
 }
-# What answers were about is counted for so many at a time: a processor that comes from a run of the model has to fetch
+# So many things are counted together, four for each call: a processor that comes from a run of the model has to fetch
 # all the code and counters anew, which takes several times as long as counting.
-ANSWERS_TOGETHER = 32
+COUNTED_TOGETHER = 128
 LOAD_RESULTS = ("loaded", "refused")
 _DECISION_PREFIX = "ICYMI_DECISION_"
 _DEGRADATION_PREFIX = "DEGRADATION_"
@@ -58,7 +61,7 @@ class Metrics:
     def __init__(self, service: str, methods: Iterable[str], arms: Iterable[tuple[str, str]]) -> None:
         """Makes the series of a gRPC service, its methods, and all pairs of experiment and arm."""
         self.registry = CollectorRegistry()
-        self.registry.register(_Before(self._count))  # the first to be asked
+        self.registry.register(_Before(self._count_waiting))  # the first to be asked
         labels = ("grpc_service", "grpc_method")
         started = Counter("grpc_server_started_total", "Calls begun.", labels, registry=self.registry)
         handled = Counter("grpc_server_handled_total", "Calls ended.", (*labels, "grpc_code"), registry=self.registry)
@@ -124,7 +127,7 @@ class Metrics:
         )
         self._models: set[tuple[str, str]] = set()
         # Appending and popping are single steps under the GIL.
-        self._answers: deque[Answer] = deque()
+        self._waiting: deque[tuple[Callable[[Any], object], Any]] = deque()
         loads = Counter("timeline_model_loads_total", "Attempts to load a model.", ("result",), registry=self.registry)
         self.loads = {result: loads.labels(result) for result in LOAD_RESULTS}
         tls = Counter("timeline_tls_reloads_total", "Changes of the TLS files.", ("result",), registry=self.registry)
@@ -142,18 +145,22 @@ class Metrics:
         self._models = serving
 
     def observe(self, answer: Answer) -> None:
-        """Counts what one answer was about, at the latest when somebody asks."""
-        self._answers.append(answer)
-        if len(self._answers) >= ANSWERS_TOGETHER:
-            self._count()
+        """Counts what one answer was about, in a while."""
+        self.count(self._count_answer, answer)
 
-    def _count(self) -> None:
-        """Counts the answers that were observed since last time."""
+    def count(self, how: Callable[[T], object], what: T) -> None:
+        """Has something counted in a while, at the latest when somebody asks."""
+        self._waiting.append((how, what))
+        if len(self._waiting) >= COUNTED_TOGETHER:
+            self._count_waiting()
+
+    def _count_waiting(self) -> None:
         with contextlib.suppress(IndexError):  # none left
             while True:
-                self._count_one(self._answers.popleft())
+                how, what = self._waiting.popleft()
+                how(what)
 
-    def _count_one(self, answer: Answer) -> None:
+    def _count_answer(self, answer: Answer) -> None:
         for stage, ns in answer.stages_ns.items():
             self._stages[stage].observe(ns / 1e9)
         self._candidates.observe(answer.rows)

@@ -254,7 +254,8 @@ class _RankingHandler(grpc.GenericRpcHandler):
         self, method: _Method, arrived_ns: int, bodies: Iterator[bytes], context: grpc.ServicerContext
     ) -> bytes:
         self._running.add(context)
-        method.metrics.started.inc()
+        count = self._metrics.count
+        count(method.metrics.started.inc, 1)
         code = grpc.StatusCode.OK
         try:
             if self._allowed:
@@ -277,8 +278,8 @@ class _RankingHandler(grpc.GenericRpcHandler):
                 logger.exception("a call failed")
             context.abort_with_status(rpc_status.to_status(errors.status_proto(error)))
         finally:
-            method.metrics.handled[code].inc()
-            method.metrics.seconds.observe((time.perf_counter_ns() - arrived_ns) / 1e9)
+            count(method.metrics.handled[code].inc, 1)
+            count(method.metrics.seconds.observe, (time.perf_counter_ns() - arrived_ns) / 1e9)
             self._running.discard(context)
             self._places.release()
 
