@@ -9,7 +9,7 @@ day. Each step runs in a process of its own; the table gives the largest residen
 from __future__ import annotations
 
 import argparse
-import os
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -91,26 +91,37 @@ def plan_text(data: Path, steps: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
-def peak_mb(arguments: Sequence[str], log: Path) -> float:
-    """Largest resident memory of a child process, in MB; raises RuntimeError, with what it said, where it failed."""
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
-    both = [(os.POSIX_SPAWN_OPEN, 1, str(log), flags, 0o600), (os.POSIX_SPAWN_DUP2, 1, 2)]
-    pid = os.posix_spawn(sys.executable, [sys.executable, *arguments], os.environ, file_actions=both)
-    _, status, usage = os.wait4(pid, 0)
-    if status != 0:
-        raise RuntimeError(log.read_text())
-    return usage.ru_maxrss * (1024 if sys.platform != "darwin" else 1) / 1e6
+# A child's own high-water mark: what wait4 reports begins at the parent's.
+_REPORT_PEAK = """
+import atexit, pathlib, re
+status = pathlib.Path("/proc/self/status")
+atexit.register(lambda: print("\\n" + re.search(r"VmHWM:\\s+(\\d+) kB", status.read_text())[1]))
+"""
+
+
+def peak_mb(code: str, *arguments: str) -> float:
+    """Largest resident memory of a process that runs Python code, in MB; Linux only.
+
+    Raises:
+        RuntimeError: The process failed; with what it said.
+    """
+    command = [sys.executable, "-c", _REPORT_PEAK + code, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True)  # noqa: S603  # our own interpreter and code
+    if done.returncode != 0:
+        raise RuntimeError(done.stderr)
+    return int(done.stdout.splitlines()[-1]) * 1024 / 1e6
 
 
 def measure(folder: Path, rows: int) -> dict[str, float]:
     """Peak of each step on so many rows, in MB; `imports` is what a step starts from."""
     folder.mkdir(parents=True)
     write_impressions(folder / "impressions", rows)
-    plan, log = folder / "plan.toml", folder / "log"
-    peaks = {"imports": peak_mb(["-c", "import model_export.run_command"], log)}
+    plan = folder / "plan.toml"
+    run = "import sys; from model_export.__main__ import main; sys.exit(main(sys.argv[1:]))"
+    peaks = {"imports": peak_mb("import model_export.run_command")}
     for last, step in enumerate(STEPS):
         plan.write_text(plan_text(folder / "impressions", STEPS[: last + 1]))
-        peaks[step] = peak_mb(["-m", "model_export", "run", str(plan), "--out", str(folder / "run")], log)
+        peaks[step] = peak_mb(run, "run", str(plan), "--out", str(folder / "run"))
         print(f"{rows:,} rows: {step} {peaks[step]:.0f} MB", file=sys.stderr, flush=True)
     return peaks
 
