@@ -135,51 +135,54 @@ def _from(graph: GraphWriter, value: str, first: int, end: int | None) -> str:
 class SparseTable(Table):
     """A table whose first `scalars` columns come as entries, the others as its input [rows, width - scalars].
 
-    Who picks scalars by value makes the graph lay out all of them.
+    Scalars that are picked, because they enter by value, are laid out: that costs rows x columns picked.
     """
 
     def __init__(self, graph: GraphWriter, name: str, width: int, scalars: int) -> None:
         super().__init__(graph, name, width)
         self.scalars = scalars
-        self._laid_out = ""
 
     def pick(self, columns: NDArray[np.int64], name: str) -> str:
-        """[*columns.shape, rows]."""
-        source, shift = (self.transposed, self.scalars) if columns.min() >= self.scalars else (self._lay_out(), 0)
-        index = self.graph.constant(f"{name}/columns", columns - shift)
-        return self.graph.node("Gather", [source, index], f"{name}/picked", axis=0)
+        """[*columns.shape, rows]; scalars only by a list of columns."""
+        among = columns < self.scalars
+        if not among.any():
+            index = self.graph.constant(f"{name}/columns", columns - self.scalars)
+            return self.graph.node("Gather", [self.transposed, index], f"{name}/picked", axis=0)
+        laid_out = self._lay_out(columns[among], name)
+        if among.all():
+            return laid_out
+        parts = [laid_out, self.pick(columns[~among], f"{name}/others")]
+        joined = self.graph.node("Concat", parts, f"{name}/joined", axis=0)
+        order = np.argsort(np.concatenate([np.flatnonzero(among), np.flatnonzero(~among)]))
+        return self.graph.node(
+            "Gather", [joined, self.graph.constant(f"{name}/order", order)], f"{name}/picked", axis=0
+        )
 
     def columns(self, columns: NDArray[np.int64], name: str) -> str:
         """[rows, len(columns)]."""
         return self.graph.node("Transpose", [self.pick(columns, name)], f"{name}/table_columns", perm=[1, 0])
 
-    def _lay_out(self) -> str:
-        """[width, rows] with the scalars in their places."""
-        if self._laid_out:
-            return self._laid_out
-        graph, prefix = self.graph, f"{self.name}/laid_out"
-        columns = graph.cast(f"{self.name}_columns", TensorProto.INT64, f"{prefix}/columns")
-        axis = graph.constant(f"{prefix}/axis", np.array([-1], np.int64))
-        shape = graph.node("Shape", [columns], f"{prefix}/entries_shape")
-        rows = graph.node("Unsqueeze", [f"{self.name}_rows", axis], f"{prefix}/chunk_rows")
-        each = graph.node("Expand", [rows, shape], f"{prefix}/rows")
-        places = [graph.node("Unsqueeze", [part, axis], f"{part}/place") for part in (columns, each)]
-        index = graph.node("Concat", places, f"{prefix}/places", axis=-1)
-        # One column more, for the places of chunks that hold no entry.
-        height = graph.constant(f"{prefix}/height", np.array([self.scalars + 1], np.int64))
-        one = graph.constant(f"{prefix}/one", np.array([1], np.int64))
-        count = graph.node(
-            "Sub", [graph.node("Shape", [f"{self.name}_ends"], f"{prefix}/end_count"), one], f"{prefix}/count"
-        )
-        size = graph.node("Concat", [height, count], f"{prefix}/size", axis=0)
-        nan = graph.constant(f"{prefix}/absent", np.array(np.nan, np.float32))
-        empty = graph.node("Expand", [nan, size], f"{prefix}/empty")
-        filled = graph.node("ScatterND", [empty, index, f"{self.name}_values"], f"{prefix}/filled")
-        bounds = [("first", 0), ("end", self.scalars), ("slice_axis", 0)]
-        constants = [graph.constant(f"{prefix}/{key}", np.array([x], np.int64)) for key, x in bounds]
-        scalars = graph.node("Slice", [filled, *constants], f"{prefix}/scalars")
-        if self.width == self.scalars:
-            self._laid_out = scalars
-        else:
-            self._laid_out = graph.node("Concat", [scalars, self.transposed], f"{prefix}/all", axis=0)
-        return self._laid_out
+    def _lay_out(self, columns: NDArray[np.int64], name: str) -> str:
+        """[len(columns), rows] of scalars; one row more takes the entries of others, and is cut off."""
+        graph, count = self.graph, len(columns)
+
+        def constant(key: str, *values: int) -> str:
+            return graph.constant(f"{name}/{key}", np.array(values, np.int64))
+
+        place_of = np.full(self.scalars + 1, count)
+        place_of[columns] = np.arange(count)
+        places = graph.node("Gather", [constant("place_of", *place_of), f"{self.name}_columns"], f"{name}/places")
+        shape = graph.node("Shape", [places], f"{name}/entries_shape")
+        last_axis = constant("last_axis", -1)
+        chunk_rows = graph.node("Unsqueeze", [f"{self.name}_rows", last_axis], f"{name}/chunk_rows")
+        rows = graph.node("Expand", [chunk_rows, shape], f"{name}/rows")
+        pair = [graph.node("Unsqueeze", [part, last_axis], f"{part}/spread") for part in (places, rows)]
+        index = graph.node("Concat", pair, f"{name}/index", axis=-1)
+        ends = graph.node("Shape", [f"{self.name}_ends"], f"{name}/end_count")
+        row_count = graph.node("Sub", [ends, constant("one", 1)], f"{name}/row_count")
+        size = graph.node("Concat", [constant("height", count + 1), row_count], f"{name}/size", axis=0)
+        nan = graph.constant(f"{name}/absent", np.array(np.nan, np.float32))
+        empty = graph.node("Expand", [nan, size], f"{name}/empty")
+        filled = graph.node("ScatterND", [empty, index, f"{self.name}_values"], f"{name}/filled")
+        bounds = [constant("first", 0), constant("end", count), constant("axis", 0)]
+        return graph.node("Slice", [filled, *bounds], f"{name}/laid_out")
