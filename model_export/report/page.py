@@ -147,7 +147,7 @@ def baselines(document: Mapping[str, Any] | None) -> str:
     ]
     return f"""{title}
 <p>Older algorithms on the same days, after the same calibration. A word beside a figure says how that model stands to
-the net once chance is allowed for, the figures behind it by how much (95 %, by viewer). {escape(footing(document))}</p>
+the net once chance is allowed for, the range below it by how much (95 %, by viewer). {escape(footing(document))}</p>
 <h3>RCE in percent</h3>
 {table(["model", *heads], _beside_the_net(models, "rce", ".2f"))}
 <h3>PR-AUC</h3>
