@@ -16,7 +16,6 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "report": ("model_export.report_command", "draw a run as one HTML page, print its path"),
     "served-log": ("model_export.served_log_command", "turn a served log into a Parquet file"),
     "bench": ("model_export.bench_command", "time a run's graph beside what it replaces, and hold it against the net"),
-    "served-log": ("model_export.served_log_command", "turn a served log into a Parquet file"),
     "submit": ("model_export.submit_command", "render a plan as a job for a Kubernetes cluster"),
     "sample-request": ("model_export.sample_request", "print a request to try a server with"),
     "evaluate": ("model_export.evaluate_command", "say how good a bundle's probabilities are on a world or on data"),
