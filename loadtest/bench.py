@@ -7,11 +7,14 @@ P1 (500 Tweets) and P2 (1,500) are ratios of CPU time per call:
 Server, model and echo run in processes of their own pinned to one core, taking turns; the calls come one at a time from
 another core. A repetition sends each input once to each, a fraction of a second; ratios are taken within it, then the
 median over all, so that a slow moment of the machine touches both sides, and a burst of noise few repetitions.
+
+P5 (loadtest/overload.py) and P6 (loadtest/tail.py) follow, on the same server: what it does under more load.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import statistics
 import sys
@@ -22,15 +25,18 @@ from typing import NamedTuple
 
 import grpc
 
-from loadtest import echo_server, traffic
+from loadtest import echo_server, overload, tail, traffic
 from loadtest.measures import Measure, positive, table, write
+from loadtest.open_loop import RANK_TIMELINE, generator
 from loadtest.pinned import PinnedProcess
 from service.config import DEFAULT_BUNDLE
 from service.generated.timelines.ranking.v1 import ranking_pb2 as pb
 from service.generated.timelines.ranking.v1 import ranking_pb2_grpc
 
 TWEETS = {"P1": 500, "P2": 1_500}
-RANK_TIMELINE = "/timelines.ranking.v1.TimelineRankingService/RankTimeline"
+THREADS = 12  # of the server: what it would take by itself on one core
+COSTS_PER_LOAD = 7  # repetitions of P1 and P2, which take a second, for one of P5 and P6, which takes half a minute
+MIXED_REQUESTS = 100
 
 
 class Costs(NamedTuple):
@@ -104,7 +110,7 @@ def measures(name: str, costs: Sequence[Costs]) -> dict[str, Measure]:
 
 
 def run(bundle: Path, repetitions: int) -> dict[str, Measure]:
-    """Measures P1 and P2; raises OSError where there are not two cores to do it on."""
+    """Measures P1, P2, P5 and P6; raises OSError where there are not two cores to do it on."""
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) < 2:
         raise OSError("the benchmark needs two cores: one for the server, one for who calls it")
@@ -113,18 +119,43 @@ def run(bundle: Path, repetitions: int) -> dict[str, Measure]:
         stack.callback(os.sched_setaffinity, 0, cores)
         os.sched_setaffinity(0, {cores[1]})
         flags = ("--bundle", str(bundle), "--host", "127.0.0.1", "--grpc-port", "0", "--metrics-port", "0")
-        server = stack.enter_context(PinnedProcess(core, "-m", "service", "serve", *flags, "--drain-ms", "0"))
+        more = ("--drain-ms", "0", "--threads", str(THREADS))
+        server = stack.enter_context(PinnedProcess(core, "-m", "service", "serve", *flags, *more))
         target = server.read_line().split()[1].removeprefix("grpc=")
         loads = {
             name: stack.enter_context(Load(tweets, bundle, server, target, core)) for name, tweets in TWEETS.items()
         }
         costs: dict[str, list[Costs]] = {name: [] for name in loads}
         for repetition in range(repetitions):
-            print(f"\rrepetition {repetition + 1} of {repetitions}", end="", file=sys.stderr, flush=True)
+            _tell("P1, P2", repetition, repetitions)
             for name, load in loads.items():
                 costs[name].append(load.measure())
-        print(file=sys.stderr)
-    return {key: measure for name in costs for key, measure in measures(name, costs[name]).items()}
+        found = {key: measure for name in costs for key, measure in measures(name, costs[name]).items()}
+        return found | _under_load(server, target, math.ceil(repetitions / COSTS_PER_LOAD))
+
+
+def _under_load(server: PinnedProcess, target: str, repetitions: int) -> dict[str, Measure]:
+    """Measures P5 and P6 in turn."""
+    with grpc.insecure_channel(target) as channel:
+        stub = ranking_pb2_grpc.TimelineRankingServiceStub(channel)
+        schema = traffic.schema_of(stub.DescribeModel(pb.DescribeModelRequest()))
+    counts = traffic.mixed_counts(MIXED_REQUESTS, seed=0)
+    standard = [request.SerializeToString() for request in traffic.standard_load(schema, TWEETS["P1"])]
+    mixed = [request.SerializeToString() for request in traffic.requests(schema, counts, seed=0)]
+    overloads, tails = [], []
+    with generator(target, standard) as of_one_size, generator(target, mixed) as of_mixed_sizes:
+        for repetition in range(repetitions):
+            _tell("P5, P6", repetition, repetitions)
+            overloads.append(overload.measure(of_one_size, server, target, THREADS, seed=repetition))
+            tails.append(tail.measure(of_mixed_sizes, counts, seed=repetition))
+    return {**overload.measures(overloads), **tail.measures(tails)}
+
+
+def _tell(what: str, repetition: int, repetitions: int) -> None:
+    last = repetition + 1 == repetitions
+    print(
+        f"\r{what}: repetition {repetition + 1} of {repetitions}", end="\n" if last else "", file=sys.stderr, flush=True
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
