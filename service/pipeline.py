@@ -9,16 +9,17 @@
     7. build     the timeline, a Tweet explored now and then
     8. encode    arrays -> protobuf
 
-What the stages cost for 500 Tweets by 100 authors in the default schema, in microseconds of one core. Two columns,
-since what follows a run of the model finds the caches full of it: each stage by itself, and in its place. The fastest
-tenth of runs, on an AMD EPYC that other jobs kept busy; python -m loadtest.bench measures the whole.
+What the stages cost for 500 Tweets by 100 authors in the default schema, in microseconds of one core, in their place:
+what follows a run of the model finds the caches full of it, and costs several times as much as in a loop of its own. The
+fastest tenth of runs, on an AMD EPYC that other jobs kept busy; docs/decisions/0033 has what it was before and what is
+left, python -m loadtest.bench measures the whole.
 
-              budget   by itself   in place
-    decode       150         265        390
-    align         40          40         65
-    combine       10           8         35
-    build         50          62        130
-    encode        70          85        175
+              budget   measured
+    decode       150        299
+    align         40        106
+    combine       10         70
+    build         50        189
+    encode        70        139
 
 Nothing here knows gRPC, looks at a clock of its own or keeps anything: what the world adds to a request comes in a
 `Call`, what an operator wants to see goes out in an `Answer`.
