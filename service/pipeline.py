@@ -10,9 +10,9 @@
     8. encode    arrays -> protobuf
 
 What the stages cost for 500 Tweets by 100 authors in the default schema, in microseconds of one core, in their place:
-what follows a run of the model finds the caches full of it, and costs several times as much as in a loop of its own. The
-fastest tenth of runs, on an AMD EPYC that other jobs kept busy; docs/decisions/0033 has what it was before and what is
-left, python -m loadtest.bench measures the whole.
+what follows a run of the model finds the caches full of it, and costs several times as much as in a loop of its own.
+The fastest tenth of runs, on an AMD EPYC that other jobs kept busy; docs/decisions/0033 has what it was before and
+what is left, python -m loadtest.bench measures the whole.
 
               budget   measured
     decode       150        299
