@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -162,7 +162,7 @@ def _flags() -> tuple[_Flag, ...]:
         _Flag("tls_client_ca", Path, None, "PEM file; clients must show a certificate that leads to one in it"),
         _Flag("tls_allow", str, None, "names, with commas between; callers must have one in their certificate"),
         *(_Flag(f.name, int, f.default, _LIMIT_HELP[f.name]) for f in fields(Limits)),
-        *(_Flag(f.name, int, f.default, _CONNECTIONS_HELP[f.name]) for f in fields(Connections)),
+        *(_Flag(name, int, default, _CONNECTIONS_HELP[name]) for name, default in asdict(Connections()).items()),
     )
 
 

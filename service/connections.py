@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import resource
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 
 # Descriptors for all but connections: the files of models and log, sockets that listen, threads that poll.
 DESCRIPTORS_BESIDE = 96
 PING_STRIKES = 2
+CONNECTIONS_MAX = 4_000  # unless said otherwise, or fewer where the system lets a process have fewer
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,7 +16,8 @@ class Connections:
     """What holds for the connections of one server; each a flag of `serve`.
 
     Attributes:
-        connections_max: Open ones at a time; further ones are closed at once.
+        connections_max: Open ones at a time; further ones are closed at once. By itself CONNECTIONS_MAX, or as many as
+            the hard limit on descriptors has room for.
         connection_age_ms: A connection that old, a tenth more or less as gRPC draws it, is told to go away: clients
             spread over the servers that there are by then. Calls under way on it have `grace_ms`.
         keepalive_ms: A connection that is silent for so long is pinged, and closed if it is silent for as long again;
@@ -24,17 +26,17 @@ class Connections:
         header_bytes_max: Of a call's headers, counted as HTTP/2 does, with 32 bytes on top of each one's own.
     """
 
-    connections_max: int = 4_000
+    connections_max: int = field(default_factory=lambda: min(CONNECTIONS_MAX, _connections_possible()))
     connection_age_ms: int = 300_000
     keepalive_ms: int = 60_000
     ping_interval_min_ms: int = 10_000
     header_bytes_max: int = 16_384
 
     def __post_init__(self) -> None:
-        for field in fields(self):
+        for setting in fields(self):
             # 2^31 - 1: gRPC takes its settings as int32.
-            if not 1 <= getattr(self, field.name) < 1 << 31:
-                raise ValueError(f"{field.name} {getattr(self, field.name)} is not between 1 and {(1 << 31) - 1}")
+            if not 1 <= getattr(self, setting.name) < 1 << 31:
+                raise ValueError(f"{setting.name} {getattr(self, setting.name)} is not between 1 and {(1 << 31) - 1}")
         # Else no silent connection is ever found out: it is told to go away first, and nobody is there to hear it.
         if 2 * self.keepalive_ms > self.connection_age_ms:
             raise ValueError(
@@ -72,3 +74,8 @@ class Connections:
                 f"connections_max {self.connections_max} takes {needed} descriptors, but ulimit -Hn is {hard}"
             )
         resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+
+
+def _connections_possible() -> int:
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    return CONNECTIONS_MAX if hard == resource.RLIM_INFINITY else max(1, hard - DESCRIPTORS_BESIDE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import threading
@@ -151,3 +152,10 @@ def test_calls_beyond_the_limit_of_a_connection(toy_bundle: Path) -> None:
         for stream in (1, 3, 5):
             connection.sendall(call_headers(RANK_TIMELINE, stream))
         assert next(each for each in received if each.kind == RST_STREAM).stream == 5
+
+
+def test_without_a_wish_the_system_decides(toy_bundle: Path) -> None:
+    """Where a process may have few descriptors, as in some containers, it takes fewer connections and starts."""
+    with started(toy_bundle, first="ulimit -n 500") as running:
+        grant = Path(f"/proc/{running.process.pid}/limits").read_text()
+        assert re.search(r"Max open files +500 +500", grant)
