@@ -117,6 +117,8 @@ def refusal_us(bodies: Sequence[bytes], server: PinnedProcess, target: str, plac
             over.set()
             for call in held:
                 call.cancel()
+            while _code(rank, bodies[0]) is grpc.StatusCode.RESOURCE_EXHAUSTED:  # until the places are free again
+                pass
     if codes != {grpc.StatusCode.RESOURCE_EXHAUSTED}:
         raise ValueError(f"calls to a full server ended with {sorted(code.name for code in codes)}")
     return spent_ns / REFUSED_CALLS / 1e3
