@@ -28,6 +28,9 @@ FORM_BYTES_MAX = 1 << 16
 _VARINT, _FIXED_64, _LENGTH, _FIXED_32 = 0, 1, 2, 5
 # For the varints of one width: what all but the last byte carry on top of seven bits, and what each byte counts.
 _CONTINUED = [np.array([0x80] * (width - 1) + [0], np.uint8) for width in range(1, 10)]
+_VARINT_BYTES_MAX = 10
+# What a request has beside its candidates is a handful. Bytes that spell millions of fields are not walked here.
+_FIELDS_MAX = 64
 _LENGTH_BYTES_MAX = 4  # enough for any message that is taken; longer ones may be more than protobuf reads
 _BYTES = bytes(range(0x80))
 _PLACE_VALUES = [1 << np.arange(0, 7 * width, 7) for width in range(1, 10)]
@@ -137,10 +140,11 @@ class KnownForms:
         self._lock = threading.Lock()
 
     def learn(self, candidates: Candidates) -> None:
-        """Remembers the forms of a good request's tables, the latest first."""
-        for table in (candidates.viewer, candidates.authors, candidates.tweets):
-            if isinstance(table.values, Sparse):
-                continue
+        """Remembers the forms of a good request's tables, the latest first; a sparse one is never read here."""
+        tables = (candidates.viewer, candidates.authors, candidates.tweets)
+        if any(isinstance(table.values, Sparse) for table in tables):
+            return
+        for table in tables:
             form = _Form.of(table)
             if form.size <= FORM_BYTES_MAX:
                 with self._lock:
@@ -219,8 +223,11 @@ def _find(body: bytes, number: int) -> tuple[int, int, int]:
     """Where the only field of this number stands: its tag, its content, and what follows it."""
     wanted = number << 3 | _LENGTH
     found = None
-    pos, end = 0, len(body)
+    pos, end, fields = 0, len(body), 0
     while pos < end:
+        fields += 1
+        if fields > _FIELDS_MAX:
+            raise _Unknown
         tag, before = body[pos], pos
         kind = tag & 7
         if tag == wanted:
@@ -245,12 +252,14 @@ def _find(body: bytes, number: int) -> tuple[int, int, int]:
 
 def _varint(body: bytes, pos: int) -> tuple[int, int]:
     """The number at `pos` and where it ends."""
-    value = shift = 0
-    while (byte := body[pos]) >= 0x80:
-        value |= (byte & 0x7F) << shift
-        shift += 7
+    value = 0
+    for shift in range(0, 7 * _VARINT_BYTES_MAX, 7):
+        byte = body[pos]
         pos += 1
-    return value | byte << shift, pos + 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, pos
+    raise _Unknown
 
 
 def _span(body: bytes, pos: int, end: int, number: int) -> tuple[int, int]:
@@ -290,7 +299,7 @@ def _ids(body: bytes, pos: int, end: int, field: _Integers) -> tuple[Ints, NDArr
     if begin == after:
         return np.empty(0, np.int64), None, after
     width = 1
-    while body[begin + width - 1] > 0x7F:
+    while width <= field.width_max and body[begin + width - 1] > 0x7F:
         width += 1
     if width <= field.width_max and not (after - begin) % width:
         varints = np.frombuffer(body[begin:after], np.uint8).reshape(-1, width)

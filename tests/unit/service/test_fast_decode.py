@@ -160,6 +160,22 @@ def test_too_much_is_left_to_the_other_decoder() -> None:
     assert decoder.known(pb.RankTimelineRequest, request(4, 5).SerializeToString()) is None
 
 
+def test_bytes_without_end_are_not_walked() -> None:
+    """Numbers that never end and fields by the million: the other decoder refuses them sooner than they are read."""
+    decoder = RequestDecoder(LIMITS)
+    decoder.candidates(request().candidates)
+    endless = bytes([0x80]) * 3_000_000
+    ids = pb.Candidates(tweet_ids=[1]).SerializeToString()[:1] + b"\xc0\x8d\xb7\x01" + endless
+    for body in (
+        b"\x10" + endless,  # a number
+        b"\x2a" + endless,  # a length
+        b"\x2a" + b"\xc5\x8d\xb7\x01" + ids,  # an id
+        b"\x30\x01" * 1_500_000 + request().SerializeToString(),
+    ):
+        assert decoder.known(pb.RankTimelineRequest, body) is None
+    assert not assert_same(decoder, b"\x10" + bytes([0x80]) * 10 + b"\x01" + request().SerializeToString())
+
+
 def test_forms_are_forgotten() -> None:
     """A caller who makes up columns costs no more memory than FORMS_MAX of them; the one that still calls is known."""
     decoder = RequestDecoder(LIMITS)
@@ -179,7 +195,7 @@ def test_any_request_is_read_alike(drawn: Drawn, data: st.DataObject) -> None:
     candidates = decoder.candidates(drawn.request.candidates)
     body = drawn.request.SerializeToString()
     tables = (candidates.viewer, candidates.authors, candidates.tweets)
-    dense = not any(isinstance(table.values, Sparse) for table in tables)
+    dense = not any(isinstance(table.values, Sparse) for table in tables)  # of one that is not, nothing is learned
     if dense and drawn.request.HasField("candidates"):
         assert assert_same(decoder, body)
     for _ in range(10):

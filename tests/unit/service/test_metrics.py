@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry, Histogram
 from service.align import ColumnCounts, Counts
 from service.decode import Floats
 from service.generated.timelines.ranking.v1 import ranking_pb2 as pb
-from service.metrics import Metrics, ProbabilityHistogram
+from service.metrics import COUNTED_TOGETHER, Metrics, ProbabilityHistogram
 from service.model import load_model
 from service.pipeline import Answer, Ranking
 from service.schema import Head, Schema
@@ -128,6 +128,19 @@ def test_an_answer_is_counted(toy_bundle: Path) -> None:
     assert value(metrics, "timeline_probability_count", head="reply") == 2
     assert value(metrics, "timeline_probability_bucket", head="like", le="0.5") == 2
     assert value(metrics, "timeline_probability_bucket", head="like", le="0.25") == 0
+
+
+def test_what_can_not_be_counted_harms_no_other_call(caplog: pytest.LogCaptureFixture) -> None:
+    """Calls are counted together: one that fails to be is logged, the others are counted, and nobody's answer fails."""
+    metrics = Metrics("a.B", ["One"], [])
+    one = metrics.methods["One"]
+    metrics.count(one.started.inc, -1)  # counters do not go down
+    for _ in range(COUNTED_TOGETHER):
+        metrics.count(one.started.inc, 1)
+
+    labels = {"grpc_service": "a.B", "grpc_method": "One"}
+    assert value(metrics, "grpc_server_started_total", **labels) == COUNTED_TOGETHER
+    assert [record.message for record in caplog.records] == ["something is not counted"]
 
 
 def test_an_answer_without_a_timeline(toy_bundle: Path) -> None:
