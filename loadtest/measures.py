@@ -1,12 +1,15 @@
 """Figures of a benchmark: what they were measured on, and the form that they are kept in.
 
 {"machine": ..., "commit": ..., "measures": {id: {"value", "min", "max", "unit"}}}
+
+JSON has no infinity: null stands for it, a latency that never ended.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import statistics
@@ -35,8 +38,12 @@ class Measure:
 
 def write(measures: Mapping[str, Measure], path: Path) -> None:
     """Writes the figures as JSON, with the machine and the commit."""
-    found = {name: asdict(measure) for name, measure in measures.items()}
-    path.write_text(json.dumps({"machine": machine(), "commit": commit(), "measures": found}, indent=1) + "\n")
+    found = {
+        name: {key: None if value == math.inf else value for key, value in asdict(measure).items()}
+        for name, measure in measures.items()
+    }
+    document = {"machine": machine(), "commit": commit(), "measures": found}
+    path.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n")
 
 
 def table(measures: Mapping[str, Measure]) -> str:
