@@ -34,7 +34,7 @@ from service.generated.timelines.ranking.v1 import ranking_pb2 as pb
 from service.generated.timelines.ranking.v1 import ranking_pb2_grpc
 
 TWEETS = {"P1": 500, "P2": 1_500}
-THREADS = 12  # of the server: what it would take by itself on one core
+THREADS = 32  # of the server: what it would take by itself on one core
 COSTS_PER_LOAD = 7  # repetitions of P1 and P2, which take a second, for one of P5 and P6, which takes half a minute
 MIXED_REQUESTS = 100
 

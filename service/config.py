@@ -153,7 +153,7 @@ def _flags() -> tuple[_Flag, ...]:
         _Flag("host", str, "0.0.0.0", "address to listen on"),  # noqa: S104 - a server in a container must
         _Flag("grpc_port", int, 8001, "0: any free one"),
         _Flag("metrics_port", int, 8002, "0: any free one"),
-        _Flag("threads", int, 4 * available + 8, "calls worked on or waiting at a time; further ones are refused"),
+        _Flag("threads", int, 8 * available + 24, "calls worked on or waiting at a time; further ones are refused"),
         _Flag("intra_op_threads", int, available, "threads that one run of the model may use"),
         _Flag("drain_ms", int, 5_000, "milliseconds between 'not serving' and the stop"),
         _Flag("grace_ms", int, 10_000, "milliseconds for calls under way to end"),

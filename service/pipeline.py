@@ -1,10 +1,10 @@
 """The request path, from the bytes of a request to the bytes of its answer.
 
     1. decode    protobuf -> arrays, and the checks
-    2. admit     wait for a turn: all rows, the newest, none but by time; or refuse (service/admission.py)
-    3. assign    the viewer to arms of experiments -> the model and policy that answer
+    2. assign    the viewer to arms of experiments -> the model and policy that answer
+    3. admit     wait for a turn: all rows, the newest, none but by time; or refuse (service/admission.py)
     4. align     the caller's columns -> the model's
-    5. score     one run of the model
+    5. score     one run of the model, a few where there are many rows
     6. combine   the heads -> one relevance
     7. build     the timeline, a Tweet explored now and then
     8. encode    arrays -> protobuf
@@ -54,6 +54,8 @@ from service.scoring import Scores
 from service.serving import Serving
 from service.timeline import Rows, Timeline, newest_first
 
+# Viewer and authors go through the model again for each part: much smaller ones would cost much more.
+PART_ROWS_MAX = 850
 STAGES = ("decode", "queue", "align", "score", "combine", "build", "encode")
 
 
@@ -155,11 +157,11 @@ def rank_timeline(body: bytes, serving: Serving, decoder: RequestDecoder, call: 
     check_forced_arms(request.forced_arms, decoder.limits)
     if candidates is None:
         candidates = decoder.candidates(request.candidates)
+    served = serving.assign(request.viewer_id, request.model, request.forced_arms)
     watch.lap("decode")
 
-    with _admit(candidates, request.require_full_ranking, call) as turn:
+    with _admit(candidates, served, request.require_full_ranking, call) as turn:
         watch.lap("queue")
-        served = serving.assign(request.viewer_id, request.model, request.forced_arms)
         return _rank(request, candidates, served, turn, call, watch)
 
 
@@ -213,15 +215,15 @@ def score_tweets(body: bytes, serving: Serving, decoder: RequestDecoder, call: C
     check_header(request, decoder.limits)
     if candidates is None:
         candidates = decoder.candidates(request.candidates)
+    served = serving.assign(request.viewer_id, request.model, {})
     watch.lap("decode")
 
-    with _admit(candidates, full_only=True, call=call):
+    with _admit(candidates, served, full_only=True, call=call) as turn:
         watch.lap("queue")
-        served = serving.assign(request.viewer_id, request.model, {})
         tables, counts = served.model.aligner.align(candidates)
         watch.lap("align")
 
-        scores = served.model.score(tables)
+        scores = in_parts(tables, served, turn)
         watch.lap("score")
 
         relevances = relevance(scores.probabilities, served.policy.signed_weights)
@@ -250,8 +252,8 @@ METHODS: dict[str, Callable[[bytes, Serving, RequestDecoder, Call], Answer | byt
 }
 
 
-def _admit(candidates: Candidates, full_only: bool, call: Call) -> Turn:
-    return call.admission.admit(len(candidates), call.deadline_ns, full_only, call.on_end)
+def _admit(candidates: Candidates, served: Served, full_only: bool, call: Call) -> Turn:
+    return call.admission.admit(served.model.version, len(candidates), call.deadline_ns, full_only, call.on_end)
 
 
 def score(tables: Tables, candidates: Candidates, served: Served, turn: Turn) -> tuple[Scores, Floats]:
@@ -261,15 +263,28 @@ def score(tables: Tables, candidates: Candidates, served: Served, turn: Turn) ->
         [N, heads] scores, and the calibrated probabilities [scored candidates, heads] alone.
     """
     if turn.degradation == pb.DEGRADATION_NONE:
-        scores = served.model.score(tables)
+        scores = in_parts(tables, served, turn)
         return scores, scores.probabilities
     newest = newest_first(np.arange(len(candidates)), candidates)[: turn.rows]
-    scored = served.model.score(tables.take(newest))
+    scored = in_parts(tables.take(newest), served, turn)
     shape = (len(candidates), len(served.model.schema.heads))
     scores = Scores(np.full(shape, np.nan, np.float32), np.full(shape, np.nan, np.float32))
     for of_all, of_newest in zip(scores, scored, strict=True):
         of_all[newest] = of_newest
     return scores, scored.probabilities
+
+
+def in_parts(tables: Tables, served: Served, turn: Turn) -> Scores:
+    """Scores all rows, PART_ROWS_MAX at a time, and lets calls that are due before this one go first in between."""
+    rows = len(tables.tweets)
+    if rows <= PART_ROWS_MAX:
+        return served.model.score(tables)
+    parts: list[Scores] = []
+    for part in np.array_split(np.arange(rows), -(-rows // PART_ROWS_MAX)):
+        if parts:
+            turn.pause()
+        parts.append(served.model.score(tables.take(part)))
+    return Scores(*map(np.concatenate, zip(*parts, strict=True)))
 
 
 def explain(tables: Tables, rows: Rows, relevances: Floats, served: Served) -> Contributions:

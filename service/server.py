@@ -28,7 +28,6 @@ from service.health import Health, OnPool
 from service.metrics import MethodMetrics, Metrics
 from service.model import LoadResult
 from service.pipeline import Answer, Call, Ranking
-from service.repository import STABLE
 from service.served_log import LogFiles, ServedLog, logs_features
 from service.serving import Serving
 from service.shadow import Shadow, ShadowMetrics
@@ -39,10 +38,8 @@ logger = logging.getLogger(__name__)
 SERVICE = pb.DESCRIPTOR.services_by_name["TimelineRankingService"]
 LOADS_MAX = 20
 REFUSING_THREADS = 2  # A refusal takes microseconds.
-# Two usual timelines side by side for every processor: while one is in Python, the other may be in the model.
-ROWS_RUNNING_PER_CPU = 1_000
 # With more rows than this in the gate the shadow model rests.
-SHADOW_ROWS_RUNNING_PER_CPU = ROWS_RUNNING_PER_CPU // 2
+SHADOW_ROWS_RUNNING_PER_CPU = 500
 # Later than any real deadline: grpcio gives calls without one a time_remaining() of centuries.
 NO_DEADLINE_S = 10 * 365 * 86_400.0
 
@@ -125,7 +122,7 @@ class Server:
     def serve(self, serving: Serving) -> None:
         """Answers with `serving`, whose models are warm, from now on; calls under way end on what they began on."""
         self.metrics.serve(serving.models.values())
-        self._ranking.admission.start(serving.models[STABLE].scorer.cost_points)
+        self._ranking.admission.start({m.version: m.scorer.cost_points for m in serving.models.values()})
         self._ranking.serving = serving
         self._health.serving()
 
@@ -165,10 +162,11 @@ class Server:
 
 
 class _Method(NamedTuple):
-    """One method of the ranking service: what answers it, and its metrics."""
+    """One method of the ranking service: what answers it, its metrics, and whether its calls take turns."""
 
     run: Callable[[bytes, Serving, RequestDecoder, Call], Answer | bytes]
     metrics: MethodMetrics
+    takes_turns: bool
 
 
 class _RankingHandler(grpc.GenericRpcHandler):
@@ -183,7 +181,7 @@ class _RankingHandler(grpc.GenericRpcHandler):
     def __init__(self, config: Config, metrics: Metrics, log: ServedLog | None) -> None:
         self.serving: Serving | None = None
         self.loads: Mapping[str, LoadResult] = {}
-        self.admission = Admission(ROWS_RUNNING_PER_CPU * cpus())
+        self.admission = Admission(cpus())
         metrics.queue_rows.set_function(lambda: self.admission.rows)
         self._log = log
         self._log_features = config.log_features
@@ -191,7 +189,7 @@ class _RankingHandler(grpc.GenericRpcHandler):
         self._decoder = RequestDecoder(config.limits)
         self._metrics = metrics
         self._methods = {
-            f"/{SERVICE.full_name}/{name}": _Method(run, metrics.methods[name])
+            f"/{SERVICE.full_name}/{name}": _Method(run, metrics.methods[name], run is not pipeline.describe_model)
             for name, run in pipeline.METHODS.items()
         }
         # Calls that a thread works on. Adding to and discarding from a set are single steps under the GIL.
@@ -260,6 +258,8 @@ class _RankingHandler(grpc.GenericRpcHandler):
         try:
             if self._allowed:
                 check_caller(context.peer_identities(), self._allowed)
+            if method.takes_turns:
+                self.admission.check_unread(self._remaining_ns(context))
             body = self._bodies.read(bodies, context)
             answer = self._run(method, arrived_ns, body, context)
             if isinstance(answer, bytes):
@@ -287,20 +287,24 @@ class _RankingHandler(grpc.GenericRpcHandler):
         serving = self.serving
         if serving is None:
             raise errors.NotServing("no model is loaded yet")
-        remaining_s = context.time_remaining()
-        if remaining_s is None or remaining_s > NO_DEADLINE_S:
-            remaining_s = self._decoder.limits.default_deadline_ms / 1e3
         call = Call(
             now_ms=time.time_ns() // 1_000_000,
             clock=time.perf_counter_ns,
             arrived_ns=arrived_ns,
-            deadline_ns=time.perf_counter_ns() + remaining_s * 1e9,
+            deadline_ns=time.perf_counter_ns() + self._remaining_ns(context),
             admission=self.admission,
             on_end=context.add_callback,
             make_id=_make_id,
             loads=self.loads,
         )
         return method.run(body, serving, self._decoder, call)
+
+    def _remaining_ns(self, context: grpc.ServicerContext) -> float:
+        """Until the caller stops waiting."""
+        remaining_s = context.time_remaining()
+        if remaining_s is None or remaining_s > NO_DEADLINE_S:
+            return self._decoder.limits.default_deadline_ms * 1e6
+        return remaining_s * 1e9
 
     def _log_served(self, log: ServedLog, ranking: Ranking, response: bytes, request: bytes) -> None:
         record = served_record(

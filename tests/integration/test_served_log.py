@@ -111,6 +111,32 @@ def test_the_log_becomes_a_table(toy_bundle: Path, tmp_path: Path) -> None:
     assert abs(icymi["served_at_ms"] - (tmp_path / "log").stat().st_mtime_ns // 1_000_000) < 600_000
 
 
+def test_a_degraded_answer_is_logged_as_it_was_served(toy_bundle: Path, tmp_path: Path) -> None:
+    """Ten seconds a Tweet leave no time for scores: all in the remainder, newest first, scores null."""
+    parser = argparse.ArgumentParser()
+    config.add_arguments(parser)
+    flags = ["--host", "127.0.0.1", "--grpc-port", "0", "--metrics-port", "0", "--drain-ms", "0"]
+    server = Server(config.from_arguments(parser.parse_args([*flags, "--served-log", str(tmp_path / "log")]), {}))
+    server.start()
+    model = load_model(toy_bundle, threads=1)
+    model.scorer.cost_points = [(0, 0.0), (1_000, 1e13)]
+    server.serve(Serving({"stable": model}, Experiments((), Policy())))
+    try:
+        (response,) = rank(Addresses(server.grpc_address, server.metrics_address), [request(0)])
+    finally:
+        server.drain()
+    table = tmp_path / "served.parquet"
+    assert trainer(["served-log", str(tmp_path / "log"), "--out", str(table)]) == 0
+    found = pq.read_table(table).to_pylist()
+
+    assert response.degradation == pb.DEGRADATION_REVERSE_CHRONOLOGICAL
+    (record,) = read_log(tmp_path / "log")
+    assert pb.RankTimelineResponse.FromString(record.response).degradation == response.degradation
+    assert [(row["tweet_id"], row["section"], row["position"], row["score"]) for row in found] == [
+        (tweet, "remainder", place, None) for place, tweet in enumerate([4, 3, 2, 1])
+    ]
+
+
 def test_scores_alone_are_not_logged(toy_bundle: Path, tmp_path: Path) -> None:
     """ScoreTweets serves no timeline."""
     with serving(toy_bundle, "--served-log", str(tmp_path)) as addresses, grpc.insecure_channel(addresses.grpc) as ch:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import math
 from dataclasses import replace
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from service import pipeline
-from service.admission import Admission
+from service.admission import Admission, Turn
 from service.align import Tables
 from service.errors import DeadlinePassed, InvalidRequest, UnknownModel
 from service.experiments import Arm, Experiment, Experiments
@@ -28,6 +29,7 @@ from tests import toy
 HOUR_MS = 3_600_000
 NOW_MS = 1_750_000_000_000
 DECODER = Decoder(Limits())
+VERSION = hashlib.sha256(toy.model_bytes()).hexdigest()[:12]
 
 
 POLICY = Policy(ranked_size=2, icymi_size=1, icymi_candidates_min=4)
@@ -51,12 +53,14 @@ def call(deadline_ns: float = math.inf) -> Call:
     It asks for its turn at 1,030 us, and takes 1 ms and 1 us for each Tweet.
     """
     ticks = itertools.count(1_000_000, 10_000)
+    admission = Admission(1, lambda: 1_030_000)
+    admission.start({VERSION: ((0, 1_000_000), (1_000, 2_000_000))})
     return Call(
         NOW_MS,
         lambda: next(ticks),
         arrived_ns=990_000,
         deadline_ns=deadline_ns,
-        admission=Admission(1_000, ((0, 1_000_000), (1_000, 2_000_000)), lambda: 1_030_000),
+        admission=admission,
         on_end=lambda _: True,
         make_id=lambda: "made",
     )
@@ -298,6 +302,22 @@ def test_unknown_model(serving: Serving) -> None:
         rank(asked, serving)
     with pytest.raises(UnknownModel):
         pipeline.describe_model(pb.DescribeModelRequest(model="3").SerializeToString(), serving, DECODER, call())
+
+
+def test_many_rows_are_scored_in_parts(serving: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As they are in one; in between the call lets others pass."""
+    asked = pb.ScoreTweetsRequest(viewer_id=5, candidates=request().candidates, raw=True).SerializeToString()
+    whole = pb.ScoreTweetsResponse.FromString(pipeline.score_tweets(asked, serving, DECODER, call()).body)
+    pauses: list[Turn] = []
+    monkeypatch.setattr(Turn, "pause", lambda turn: pauses.append(turn))
+    monkeypatch.setattr(pipeline, "PART_ROWS_MAX", 3)
+
+    parts = pb.ScoreTweetsResponse.FromString(pipeline.score_tweets(asked, serving, DECODER, call()).body)
+
+    assert len(pauses) == 1
+    assert list(parts.scores) == list(whole.scores)
+    assert list(parts.probabilities) == list(whole.probabilities)
+    assert list(parts.raw_probabilities) == list(whole.raw_probabilities)
 
 
 def test_what_nobody_waits_for_is_not_scored(serving: Serving) -> None:

@@ -59,7 +59,7 @@ def answer(serving: Serving, asked: pb.RankTimelineRequest) -> Answer:
         clock=lambda: 0,
         arrived_ns=0,
         deadline_ns=math.inf,
-        admission=Admission(1_000),
+        admission=Admission(1),
         on_end=lambda _: True,
         make_id=lambda: "made",
     )
