@@ -19,10 +19,6 @@ class Cost:
 
     def __init__(self, points: Sequence[tuple[int, float]]) -> None:
         """Begins with `points`: rows and nanoseconds, of two different numbers of rows at least."""
-        self.start(points)
-
-    def start(self, points: Sequence[tuple[int, float]]) -> None:
-        """Forgets all but these."""
         self._points = [(rows, float(ns)) for rows, ns in points]
         # Weighted sums over observations: 1, rows, rows^2, ns, rows x ns.
         self._n = self._r = self._rr = self._t = self._rt = 0.0
