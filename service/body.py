@@ -20,7 +20,7 @@ class BodyReader:
         """Starts the thread.
 
         Args:
-            timeout_s: How long to wait for a body, give or take a quarter; a call's own deadline may be shorter.
+            timeout_s: How long to wait for a body, or up to a quarter longer; a call's own deadline may be shorter.
         """
         self._timeout_s = timeout_s
         # Calls that are read -> when that began. Setting, popping and copying are single steps under the GIL.

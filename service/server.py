@@ -197,7 +197,7 @@ class _RankingHandler(grpc.GenericRpcHandler):
         # A place for every thread: no call that is taken waits for one, so none grows old unseen.
         self._places = threading.Semaphore(config.threads)
         self._refusing_pool = ThreadPoolExecutor(REFUSING_THREADS, "refuse")
-        # As long as a call may take to end: no stop waits for a body in vain.
+        # As long as calls have to end when the server stops.
         self._bodies = BodyReader(config.grace_ms / 1e3)
         self._shadow = None
         if config.shadow_model is not None:
