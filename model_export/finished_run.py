@@ -47,10 +47,12 @@ class FinishedRun:
         return self.artifacts[step]
 
     def artifact_beside(self, step: str) -> Path | None:
-        """The newest artifact of a step in the directory, the run's or another's, made from this run's artifacts.
+        """The run's artifact of a step; else the newest in the directory that was made from this run's artifacts.
 
         Inputs that the run has no step for do not count: a run without its baselines is held against them all the same.
         """
+        if step in self.artifacts:  # it may be another run's, made from other artifacts
+            return self.artifact(step)
         found = []
         for path in self.directory.glob(f"{step}-*"):
             if not (path / ARTIFACT_FILE).exists():
