@@ -114,7 +114,10 @@ def test_killed_under_load(toy_bundle: Path, tmp_path: Path) -> None:
         stack.callback(stop.set)
         first = stack.enter_context(started(toy_bundle, "--served-log", str(tmp_path)))
         calls = [callers.submit(call, number, first.addresses.grpc) for number in range(3)]
-        until_all_are_answered()
+        begun_s = time.monotonic()
+        while not list(read_log(tmp_path)):  # the log is written behind the answers
+            assert time.monotonic() - begun_s < PATIENCE_S
+            until_all_are_answered()
         first.process.kill()
         assert first.process.wait(PATIENCE_S) == -signal.SIGKILL
         before = len(list(read_log(tmp_path)))
