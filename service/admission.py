@@ -41,6 +41,8 @@ WAIT_FACTOR = 2.5
 # they may take at once after a while without.
 DEGRADED_SHARE = 0.03
 DEGRADED_BURST_NS = 50_000_000.0
+# Calls are alone as long as no more than this share of those of late met another one.
+MET_SHARE_MAX = 0.05
 # Before anything is known of the cost, every call is welcome.
 NO_COST = ((0, 0.0), (1, 0.0))
 
@@ -51,11 +53,14 @@ class Turn:
     Attributes:
         rows: How many of its rows to score, the newest ones.
         degradation: What that makes of the answer.
+        alone: Whether calls of late had the server to themselves, so that there is nobody to let pass.
     """
 
-    # But for the two above guarded by the lock of its Admission.
+    # But for those above guarded by the lock of its Admission.
+    changed: threading.Condition  # of one that has to wait, once it does
     __slots__ = (
         "_admission",
+        "alone",
         "began_ns",
         "cancelled",
         "changed",
@@ -73,6 +78,7 @@ class Turn:
     ) -> None:
         self.rows = rows
         self.degradation = degradation
+        self.alone = admission._met_share < MET_SHARE_MAX
         self._admission = admission
         self.cost = cost
         self.due_ns = due_ns
@@ -81,7 +87,6 @@ class Turn:
         self.began_ns = 0
         self.running = False
         self.cancelled = False
-        self.changed = threading.Condition(admission._lock)
 
     def __enter__(self) -> Turn:
         return self
@@ -111,6 +116,7 @@ class Admission:
         # Guards all below, turns included. Held for a few additions and comparisons; conditions let go of it.
         self._lock = threading.Lock()
         self._costs: dict[str, Cost] = {}
+        self._met_share = 0.0  # of the calls of late, how many met another one
         self._typical_ns = 0.0  # what calls of late took, whatever their size
         self._running: set[Turn] = set()
         self._waiting: list[Turn] = []  # by when they are due
@@ -177,14 +183,14 @@ class Admission:
             cost = self._costs.get(version) or Cost(NO_COST)
             if not rows:
                 return self._begin(Turn(self, cost, 0, pb.DEGRADATION_NONE, now_ns))
+            self._met_share += (1 - FORGETTING) * (bool(self._running or self._waiting) - self._met_share)
             at_once = not self._waiting and len(self._running) < self._running_max
             due_ns = now_ns + OVERTAKING * cost.predict_ns(rows)
             wait_ns = 0.0 if at_once else self._wait_ns(due_ns)
             turn = self._choose(cost, rows, due_ns, deadline_ns - now_ns, wait_ns, full_only)
             if at_once or not turn.rows:
                 return self._begin(turn)
-            self._rows += turn.rows
-            bisect.insort(self._waiting, turn, key=_due_ns)
+            self._enqueue(turn)
         # Not under the lock: `on_end` may call back at once, or hold a lock that a caller of `_cancel` holds.
         if not on_end(lambda: self._cancel(turn)):
             self._cancel(turn)
@@ -265,8 +271,7 @@ class Admission:
             if not self._waiting or self._waiting[0].due_ns >= turn.due_ns:
                 return
             self._stop(turn)
-            self._rows += turn.rows
-            bisect.insort(self._waiting, turn, key=_due_ns)
+            self._enqueue(turn)
             self._start_waiting()
             while not turn.running:
                 turn.changed.wait()
@@ -278,6 +283,11 @@ class Admission:
                 turn.cancelled = True
                 turn.changed.notify()
                 self._leave(turn)
+
+    def _enqueue(self, turn: Turn) -> None:
+        turn.changed = threading.Condition(self._lock)
+        self._rows += turn.rows
+        bisect.insort(self._waiting, turn, key=_due_ns)
 
     def _leave(self, turn: Turn) -> None:
         """Takes a call out of the queue."""

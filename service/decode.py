@@ -74,7 +74,7 @@ class Table(NamedTuple):
     vectors: tuple[Floats, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # never changed; frozen, it would take four times as long to make
 class Candidates:
     """N Tweets by A authors.
 

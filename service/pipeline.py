@@ -1,13 +1,17 @@
 """The request path, from the bytes of a request to the bytes of its answer.
 
-    1. decode    protobuf -> arrays, and the checks
+    1. open      the bytes: who asks for what, and how many rows there are
     2. assign    the viewer to arms of experiments -> the model and policy that answer
     3. admit     wait for a turn: all rows, the newest, none but by time; or refuse (service/admission.py)
-    4. align     the caller's columns -> the model's
-    5. score     one run of the model, a few where there are many rows
-    6. combine   the heads -> one relevance
-    7. build     the timeline, a Tweet explored now and then
-    8. encode    arrays -> protobuf
+    4. decode    protobuf -> arrays, and the checks
+    5. align     the caller's columns -> the model's
+    6. score     one run of the model, a few where there are many rows
+    7. combine   the heads -> one relevance
+    8. build     the timeline, a Tweet explored now and then
+    9. encode    arrays -> protobuf
+
+All that takes long happens in a call's turn: what is refused costs little, and nothing gets in the way of the calls
+whose turn it is. The first two count as decoding.
 
 What the stages cost for 500 Tweets by 100 authors in the default schema, in microseconds of one core, in their place:
 what follows a run of the model finds the caches full of it, and costs several times as much as in a loop of its own.
@@ -28,7 +32,8 @@ Nothing here knows gRPC, looks at a clock of its own or keeps anything: what the
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import NamedTuple
 
 import numpy as np
 
@@ -59,8 +64,7 @@ PART_ROWS_MAX = 850
 STAGES = ("decode", "queue", "align", "score", "combine", "build", "encode")
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(NamedTuple):
     """What the world adds to a request.
 
     Attributes:
@@ -81,11 +85,10 @@ class Call:
     admission: Admission
     on_end: Callable[[Callable[[], None]], bool]
     make_id: Callable[[], str]
-    loads: Mapping[str, LoadResult] = field(default_factory=dict)
+    loads: Mapping[str, LoadResult] = MappingProxyType({})
 
 
-@dataclass(frozen=True, slots=True)
-class Ranking:
+class Ranking(NamedTuple):
     """How one timeline came to be.
 
     Attributes:
@@ -105,8 +108,7 @@ class Ranking:
     inclusion_probabilities: Floats | None
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(NamedTuple):
     """A response, and what metrics and served log want to know about it.
 
     Attributes:
@@ -151,17 +153,17 @@ def rank_timeline(body: bytes, serving: Serving, decoder: RequestDecoder, call: 
         InvalidRequest, UnknownModel, DeadlinePassed, Overloaded, Cancelled: See service/errors.py.
     """
     watch = _Stopwatch(call)
-    request, candidates = decoder.known(pb.RankTimelineRequest, body) or (parse(pb.RankTimelineRequest, body), None)
+    request, rows, read = decoder.open(pb.RankTimelineRequest, body)
     check_header(request, decoder.limits)
     check_times(request.last_visit_ms, request.request_time_ms or call.now_ms)
     check_forced_arms(request.forced_arms, decoder.limits)
-    if candidates is None:
-        candidates = decoder.candidates(request.candidates)
     served = serving.assign(request.viewer_id, request.model, request.forced_arms)
     watch.lap("decode")
 
-    with _admit(candidates, served, request.require_full_ranking, call) as turn:
+    with _admit(rows, served, request.require_full_ranking, call) as turn:
         watch.lap("queue")
+        candidates = read()
+        watch.lap("decode")
         return _rank(request, candidates, served, turn, call, watch)
 
 
@@ -211,15 +213,15 @@ def _rank(
 def score_tweets(body: bytes, serving: Serving, decoder: RequestDecoder, call: Call) -> Answer:
     """Answers a ScoreTweetsRequest; raises as `rank_timeline` does."""
     watch = _Stopwatch(call)
-    request, candidates = decoder.known(pb.ScoreTweetsRequest, body) or (parse(pb.ScoreTweetsRequest, body), None)
+    request, rows, read = decoder.open(pb.ScoreTweetsRequest, body)
     check_header(request, decoder.limits)
-    if candidates is None:
-        candidates = decoder.candidates(request.candidates)
     served = serving.assign(request.viewer_id, request.model, {})
     watch.lap("decode")
 
-    with _admit(candidates, served, full_only=True, call=call) as turn:
+    with _admit(rows, served, full_only=True, call=call) as turn:
         watch.lap("queue")
+        candidates = read()
+        watch.lap("decode")
         tables, counts = served.model.aligner.align(candidates)
         watch.lap("align")
 
@@ -252,8 +254,8 @@ METHODS: dict[str, Callable[[bytes, Serving, RequestDecoder, Call], Answer | byt
 }
 
 
-def _admit(candidates: Candidates, served: Served, full_only: bool, call: Call) -> Turn:
-    return call.admission.admit(served.model.version, len(candidates), call.deadline_ns, full_only, call.on_end)
+def _admit(rows: int, served: Served, full_only: bool, call: Call) -> Turn:
+    return call.admission.admit(served.model.version, rows, call.deadline_ns, full_only, call.on_end)
 
 
 def score(tables: Tables, candidates: Candidates, served: Served, turn: Turn) -> tuple[Scores, Floats]:
@@ -275,9 +277,9 @@ def score(tables: Tables, candidates: Candidates, served: Served, turn: Turn) ->
 
 
 def in_parts(tables: Tables, served: Served, turn: Turn) -> Scores:
-    """Scores all rows, PART_ROWS_MAX at a time, and lets calls that are due before this one go first in between."""
+    """Scores all rows; where others call too, PART_ROWS_MAX at a time, and in between lets those pass that are due."""
     rows = len(tables.tweets)
-    if rows <= PART_ROWS_MAX:
+    if rows <= PART_ROWS_MAX or turn.alone:
         return served.model.score(tables)
     parts: list[Scores] = []
     for part in np.array_split(np.arange(rows), -(-rows // PART_ROWS_MAX)):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -194,8 +193,9 @@ class _RankingHandler(grpc.GenericRpcHandler):
         }
         # Calls that a thread works on. Adding to and discarding from a set are single steps under the GIL.
         self._running: set[grpc.ServicerContext] = set()
-        # A place for every thread: no call that is taken waits for one, so none grows old unseen.
-        self._places = threading.Semaphore(config.threads)
+        # A place for every thread: no call that is taken waits for one, so none grows old unseen. Taking one out and
+        # putting it back are single steps under the GIL.
+        self._places = [None] * config.threads
         self._refusing_pool = ThreadPoolExecutor(REFUSING_THREADS, "refuse")
         # As long as calls have to end when the server stops.
         self._bodies = BodyReader(config.grace_ms / 1e3)
@@ -225,10 +225,12 @@ class _RankingHandler(grpc.GenericRpcHandler):
         if method is None:
             return None
         arrived_ns = time.perf_counter_ns()
-        if self._places.acquire(blocking=False):
-            return grpc.stream_unary_rpc_method_handler(functools.partial(self._answer, method, arrived_ns))
-        refuse = functools.partial(self._refuse, method, arrived_ns)
-        return grpc.stream_unary_rpc_method_handler(OnPool(refuse, self._refusing_pool))
+        try:
+            self._places.pop()
+        except IndexError:
+            refuse = functools.partial(self._refuse, method, arrived_ns)
+            return grpc.stream_unary_rpc_method_handler(OnPool(refuse, self._refusing_pool))
+        return grpc.stream_unary_rpc_method_handler(functools.partial(self._answer, method, arrived_ns))
 
     def close(self) -> None:
         """Lets the threads end; the server has stopped."""
@@ -281,7 +283,7 @@ class _RankingHandler(grpc.GenericRpcHandler):
             count(method.metrics.handled[code].inc, 1)
             count(method.metrics.seconds.observe, (time.perf_counter_ns() - arrived_ns) / 1e9)
             self._running.discard(context)
-            self._places.release()
+            self._places.append(None)
 
     def _run(self, method: _Method, arrived_ns: int, body: bytes, context: grpc.ServicerContext) -> Answer | bytes:
         serving = self.serving

@@ -268,6 +268,20 @@ def test_a_small_call_overtakes_a_large_one_that_has_not_waited_for_long(ahead_m
         second.result(timeout=60).__exit__(None, None, None)
 
 
+def test_calls_are_alone_until_they_meet_others() -> None:
+    """The third that comes while the first runs, 1 - 0.98^3 = 0.0588; after the fourth it takes 22 by themselves."""
+    admission = gate(running_max=10)
+
+    def alone() -> bool:
+        with admission.admit(VERSION, 100, math.inf, full_only=False, on_end=never) as turn:
+            return turn.alone
+
+    assert alone()
+    with admission.admit(VERSION, 100, math.inf, full_only=False, on_end=never):
+        assert [alone() for _ in range(4)] == [True, True, False, False]
+    assert [alone() for _ in range(25)] == [False] * 21 + [True] * 4
+
+
 def test_a_large_call_lets_a_small_one_pass_between_its_parts() -> None:
     """It goes on when that one ends, and what it is seen to cost is its own time only."""
     clock, ends = Clock(), Ends()

@@ -11,12 +11,37 @@ from hypothesis import strategies as st
 
 from service.decode import Candidates, Decoder, Sparse, Table, parse
 from service.errors import InvalidRequest
-from service.fast_decode import FORMS_MAX, RequestDecoder
+from service.fast_decode import FORMS_MAX, KnownForms, M, RequestDecoder, Unknown, read
 from service.generated.timelines.ranking.v1 import ranking_pb2 as pb
 from service.limits import Limits
 from tests.property.requests import SPOILERS, Drawn, Spoiler, drawn_requests
 
 LIMITS = Limits()
+
+
+class Reader:
+    """Known forms, and the decoder that they are learned from."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._decoder = Decoder(limits)
+        self._forms = KnownForms(limits)
+
+    def candidates(self, message: pb.Candidates) -> Candidates:
+        candidates = self._decoder.candidates(message)
+        self._forms.learn(candidates)
+        return candidates
+
+    def known(self, kind: type[M], body: bytes) -> tuple[M, Candidates] | None:
+        found = self._forms.find(kind, body)
+        if found is None:
+            return None
+        message, layout = found
+        try:
+            candidates = read(body, layout)
+        except Unknown:
+            return None
+        assert len(candidates) == layout.rows
+        return message, candidates
 
 
 def request(rows: int = 3, authors: int = 2, first_id: int = 1_800_000_000_000_000_000) -> pb.RankTimelineRequest:
@@ -70,7 +95,7 @@ def all_of(candidates: Candidates) -> list[Any]:
     return [plain(x) for x in (c.tweet_ids, c.created_at_ms, c.author_index, c.viewer, c.authors, c.tweets)]
 
 
-def assert_same(decoder: RequestDecoder, body: bytes) -> bool:
+def assert_same(decoder: Reader, body: bytes) -> bool:
     """Whether the body is in a known form; if so, the slow decoder makes the same of it."""
     known = decoder.known(pb.RankTimelineRequest, body)
     if known is None:
@@ -86,7 +111,7 @@ def assert_same(decoder: RequestDecoder, body: bytes) -> bool:
 
 def test_a_form_is_known_once_it_was_seen() -> None:
     """Other ids, other numbers, another number of Tweets and authors: the same form, so the fast way."""
-    decoder = RequestDecoder(LIMITS)
+    decoder = Reader(LIMITS)
     assert decoder.known(pb.RankTimelineRequest, request().SerializeToString()) is None
     decoder.candidates(request().candidates)
 
@@ -96,7 +121,7 @@ def test_a_form_is_known_once_it_was_seen() -> None:
 
 def test_a_request_for_scores_too() -> None:
     """Its candidates have another number."""
-    decoder = RequestDecoder(LIMITS)
+    decoder = Reader(LIMITS)
     decoder.candidates(request().candidates)
     asked = pb.ScoreTweetsRequest(viewer_id=1, candidates=request().candidates, raw=True)
 
@@ -109,7 +134,7 @@ def test_a_request_for_scores_too() -> None:
 
 def test_ids_as_they_came_on_the_wire() -> None:
     """Of one width they are kept for the answer; of several they are not."""
-    decoder = RequestDecoder(LIMITS)
+    decoder = Reader(LIMITS)
     decoder.candidates(request().candidates)
     known = decoder.known(pb.RankTimelineRequest, request(first_id=300).SerializeToString())
     mixed = decoder.known(pb.RankTimelineRequest, request(first_id=127).SerializeToString())
@@ -142,7 +167,7 @@ def test_ids_as_they_came_on_the_wire() -> None:
 )
 def test_what_is_new_or_wrong_is_left_to_the_other_decoder(change: Any) -> None:
     """Which knows what to make of it, or what to say."""
-    decoder = RequestDecoder(LIMITS)
+    decoder = Reader(LIMITS)
     decoder.candidates(request().candidates)
     changed = request()
     change(changed)
@@ -152,7 +177,7 @@ def test_what_is_new_or_wrong_is_left_to_the_other_decoder(change: Any) -> None:
 
 def test_too_much_is_left_to_the_other_decoder() -> None:
     """Which knows the limits by name."""
-    decoder = RequestDecoder(Limits(rows_max=4, authors_max=4))
+    decoder = Reader(Limits(rows_max=4, authors_max=4))
     decoder.candidates(request().candidates)
 
     assert decoder.known(pb.RankTimelineRequest, request(4, 4).SerializeToString()) is not None
@@ -162,7 +187,7 @@ def test_too_much_is_left_to_the_other_decoder() -> None:
 
 def test_bytes_without_end_are_not_walked() -> None:
     """Numbers that never end and fields by the million: the other decoder refuses them sooner than they are read."""
-    decoder = RequestDecoder(LIMITS)
+    decoder = Reader(LIMITS)
     decoder.candidates(request().candidates)
     endless = bytes([0x80]) * 3_000_000
     ids = pb.Candidates(tweet_ids=[1]).SerializeToString()[:1] + b"\xc0\x8d\xb7\x01" + endless
@@ -176,9 +201,55 @@ def test_bytes_without_end_are_not_walked() -> None:
     assert not assert_same(decoder, b"\x10" + bytes([0x80]) * 10 + b"\x01" + request().SerializeToString())
 
 
+def test_a_request_is_opened_before_its_numbers_are_read() -> None:
+    """In a form that is new and in one that is known: who asks and how many there are, then the candidates."""
+    decoder = RequestDecoder(LIMITS)
+    for _ in range(2):
+        opened = decoder.open(pb.RankTimelineRequest, request(300, 20).SerializeToString())
+        assert (opened.message.request_id, opened.message.viewer_id, opened.rows) == ("r", -5, 300)
+        assert opened.candidates().tweet_ids.tolist() == list(request(300, 20).candidates.tweet_ids)
+
+
+def test_wrong_numbers_are_found_when_they_are_read() -> None:
+    """Not before: a call that is turned away costs no look at them. The error is that of the other decoder."""
+    decoder = RequestDecoder(LIMITS)
+    decoder.open(pb.RankTimelineRequest, request().SerializeToString()).candidates()
+    wrong = request()
+    wrong.candidates.tweets.values[1] = float("inf")
+
+    opened = decoder.open(pb.RankTimelineRequest, wrong.SerializeToString())
+
+    assert opened.rows == 3
+    with pytest.raises(InvalidRequest, match=r"candidates.tweets.values: an infinity"):
+        opened.candidates()
+
+
+def test_too_many_rows_are_refused_unread() -> None:
+    """Whether the form is known or not: no gate has room for them."""
+    decoder = RequestDecoder(Limits(rows_max=4))
+    for _ in range(2):
+        with pytest.raises(InvalidRequest, match=r"candidates.tweet_ids: 5 Tweets, more than 4"):
+            decoder.open(pb.RankTimelineRequest, request(5).SerializeToString())
+        decoder.open(pb.RankTimelineRequest, request(4).SerializeToString()).candidates()
+
+
+@pytest.mark.parametrize("categories", [127, 128, 300])
+def test_vocabularies_of_any_size(categories: int) -> None:
+    """Up to 127 categories an index is always a byte, absent included; with more it may be two."""
+    decoder = Reader(LIMITS)
+    for rows in (1, 2, 40):
+        asked = request(rows)
+        column = asked.candidates.tweets.categorical[0]
+        del column.vocabulary[:], column.indices[:]
+        column.vocabulary.extend(f"category {i}" for i in range(categories))
+        column.indices.extend(max(0, categories - i) for i in range(rows))
+        decoder.candidates(asked.candidates)
+        assert assert_same(decoder, asked.SerializeToString())
+
+
 def test_forms_are_forgotten() -> None:
     """A caller who makes up columns costs no more memory than FORMS_MAX of them; the one that still calls is known."""
-    decoder = RequestDecoder(LIMITS)
+    decoder = Reader(LIMITS)
     for i in range(3 * FORMS_MAX):
         made_up = request()
         made_up.candidates.tweets.columns[0] = str(i)
@@ -191,7 +262,7 @@ def test_forms_are_forgotten() -> None:
 @given(drawn_requests(), st.data())
 def test_any_request_is_read_alike(drawn: Drawn, data: st.DataObject) -> None:
     """Any legal request, as it is, cut, with bytes changed, put in or taken out."""
-    decoder = RequestDecoder(LIMITS)
+    decoder = Reader(LIMITS)
     candidates = decoder.candidates(drawn.request.candidates)
     body = drawn.request.SerializeToString()
     tables = (candidates.viewer, candidates.authors, candidates.tweets)
@@ -209,7 +280,7 @@ def test_any_request_is_read_alike(drawn: Drawn, data: st.DataObject) -> None:
 @given(drawn_requests(), st.sampled_from(SPOILERS))
 def test_nothing_wrong_is_taken(drawn: Drawn, spoiler: Spoiler) -> None:
     """A request that the other decoder refuses is not known, even by one that knew it before it was spoilt."""
-    decoder = RequestDecoder(LIMITS)
+    decoder = Reader(LIMITS)
     decoder.candidates(drawn.request.candidates)
     spoiler.spoil(drawn.request)
     try:

@@ -91,14 +91,14 @@ def test_models_come_and_go(toy_bundle: Path) -> None:
     heads = (Head("bookmark", 1.0, 1), *toy.SCHEMA.heads[:2])
     new = replace(old, version="2", schema=Schema(toy.SCHEMA.features, heads))
     metrics.serve([old])
-    metrics.observe(replace(answer(), ranking=None))
+    metrics.observe(answer()._replace(ranking=None))
     metrics.serve([old, new])
 
     for model in (old, new):
         assert value(metrics, "timeline_model_info", version=model.version, sha256=model.sha256) == 1
     assert value(metrics, "timeline_probability_count", head="bookmark") == 0
     metrics.serve([new])
-    metrics.observe(replace(answer(), heads=("bookmark", "like", "reply"), ranking=None))
+    metrics.observe(answer()._replace(heads=("bookmark", "like", "reply"), ranking=None))
     assert value(metrics, "timeline_model_info", version=old.version, sha256=old.sha256) is None
     assert value(metrics, "timeline_model_info", version="2", sha256=new.sha256) == 1
     sums = {head: value(metrics, "timeline_probability_sum", head=head) for head in ("bookmark", "like", "reply")}
@@ -159,7 +159,7 @@ def test_a_degraded_timeline_is_counted(toy_bundle: Path) -> None:
     metrics = Metrics("a.B", [], [("e", "b")])
     metrics.serve([load_model(toy_bundle, threads=1)])
     metrics.observe(answer())
-    metrics.observe(answer(replace(RANKING, timeline=replace(TIMELINE, degradation=pb.DEGRADATION_PARTIAL))))
+    metrics.observe(answer(RANKING._replace(timeline=replace(TIMELINE, degradation=pb.DEGRADATION_PARTIAL))))
 
     assert value(metrics, "timeline_degraded_total", degradation="partial") == 1
     assert value(metrics, "timeline_degraded_total", degradation="reverse_chronological") == 0

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -114,11 +113,14 @@ def test_a_timeline_by_hand(serving: Serving) -> None:
 
 
 def test_timings_add_up(serving: Serving) -> None:
-    """One stage ends where the next begins; the answer tells all but its own encoding."""
+    """One stage ends where the next begins; the answer tells all but its own encoding.
+
+    Decoding counts before a call's turn and in it, queueing before it is looked at and after.
+    """
     answer, response = rank(request(), serving)
 
     assert response.timings == pb.Timings(
-        queue_us=20, decode_us=10, align_us=10, score_us=10, combine_us=10, build_us=10
+        queue_us=20, decode_us=20, align_us=10, score_us=10, combine_us=10, build_us=10
     )
     assert answer.stages_ns["encode"] == 10_000
     assert set(answer.stages_ns) == set(pipeline.STAGES)
@@ -221,7 +223,7 @@ def test_scores_in_the_order_sent(serving: Serving) -> None:
 def test_describe_model(serving: Serving) -> None:
     """Features in the schema's order, heads with the weights in force, policy, limits, labels and loads."""
     loads = {"1": LoadResult((), 11), "2": LoadResult(("model.onnx: is missing", "golden.binpb: is missing"), 22)}
-    asked = replace(call(), loads=loads)
+    asked = call()._replace(loads=loads)
     response = pb.DescribeModelResponse.FromString(pipeline.describe_model(b"", serving, DECODER, asked))
 
     assert response.serving == {"stable": response.model_version}
@@ -305,14 +307,19 @@ def test_unknown_model(serving: Serving) -> None:
 
 
 def test_many_rows_are_scored_in_parts(serving: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As they are in one; in between the call lets others pass."""
+    """As they are in one; in between the call lets others pass, if there are others."""
     asked = pb.ScoreTweetsRequest(viewer_id=5, candidates=request().candidates, raw=True).SerializeToString()
     whole = pb.ScoreTweetsResponse.FromString(pipeline.score_tweets(asked, serving, DECODER, call()).body)
     pauses: list[Turn] = []
     monkeypatch.setattr(Turn, "pause", lambda turn: pauses.append(turn))
     monkeypatch.setattr(pipeline, "PART_ROWS_MAX", 3)
+    busy = call()._replace(admission=Admission(100, lambda: 1_030_000))
+    for _ in range(10):
+        busy.admission.admit(VERSION, 1, math.inf, full_only=False, on_end=busy.on_end)
 
-    parts = pb.ScoreTweetsResponse.FromString(pipeline.score_tweets(asked, serving, DECODER, call()).body)
+    pipeline.score_tweets(asked, serving, DECODER, call())
+    assert not pauses
+    parts = pb.ScoreTweetsResponse.FromString(pipeline.score_tweets(asked, serving, DECODER, busy).body)
 
     assert len(pauses) == 1
     assert list(parts.scores) == list(whole.scores)

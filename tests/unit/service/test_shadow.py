@@ -169,7 +169,7 @@ def test_what_is_not_compared_is_counted_by_why(stable: Model, canary: Model) ->
     served = answer(serving(stable, canary), request(2))
     assert served.ranking is not None
     degraded = replace(served.ranking.timeline, degradation=pb.DEGRADATION_PARTIAL)
-    bench.shadow.offer(serving(stable, canary), replace(served.ranking, timeline=degraded), b"", served.body)
+    bench.shadow.offer(serving(stable, canary), served.ranking._replace(timeline=degraded), b"", served.body)
     assert only(bench.drained()) == {"no_model": 1, "same_version": 1, "busy": 1}
 
 
@@ -197,13 +197,13 @@ def test_a_share_of_the_timelines_is_sampled(stable: Model) -> None:
     both = serving(stable, None)
     full = answer(both, request(0)).ranking
     assert full is not None
-    degraded = replace(full, timeline=replace(full.timeline, degradation=pb.DEGRADATION_PARTIAL))  # counted at once
+    degraded = full._replace(timeline=replace(full.timeline, degradation=pb.DEGRADATION_PARTIAL))  # counted at once
 
     def sampled() -> list[int]:
         bench = Bench(share=1 / 3)
         numbers, before = [], 0.0
         for number in range(300):
-            bench.shadow.offer(both, replace(degraded, request_id=f"r{number}"), b"", b"")
+            bench.shadow.offer(both, degraded._replace(request_id=f"r{number}"), b"", b"")
             after = bench.sample("timeline_shadow_total", result="busy")
             if after > before:
                 numbers.append(number)
