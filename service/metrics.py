@@ -1,23 +1,27 @@
 """Everything the server counts. All series exist from the start, so that a rate never begins in the middle.
 
-Children are bound once here: looking one up by its labels costs as much as counting.
+Children are bound once here: looking one up by its labels costs as much as counting. Calls are counted many at a time,
+each series once for all of them: a processor that comes from a run of the model has to fetch all the code and counters
+anew, which takes several times as long as counting.
 """
 
 from __future__ import annotations
 
-import contextlib
+import collections
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator
-from typing import Any, TypeVar
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from itertools import chain
+from typing import NamedTuple, TypeVar
 
 import grpc
 import numpy as np
-from numpy.typing import NDArray
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric
-from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
+from numpy.typing import ArrayLike, NDArray
+from prometheus_client import CollectorRegistry, Counter, Gauge, Metric
+from prometheus_client.core import HistogramMetricFamily
 from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 from service.decode import Floats
 from service.errors import Cancelled, DeadlinePassed, NotAllowed, Overloaded, TooManyCalls
@@ -40,21 +44,27 @@ REFUSALS: dict[type[Exception], str] = {
     Cancelled: "cancelled",
     NotAllowed: "identity",
 }
-# So many things are counted together, four for each call: a processor that comes from a run of the model has to fetch
-# all the code and counters anew, which takes several times as long as counting.
-COUNTED_TOGETHER = 128
+CALLS_TOGETHER = 32
 LOAD_RESULTS = ("loaded", "refused")
 _DECISION_PREFIX = "ICYMI_DECISION_"
 _DEGRADATION_PREFIX = "DEGRADATION_"
 
 
-class MethodMetrics:
-    """The standard gRPC server metrics of one method."""
+class MethodMetrics(NamedTuple):
+    """The standard gRPC server metrics of one method; `seconds` is a series of the histogram."""
 
-    def __init__(self, started: Counter, handled: Counter, seconds: Histogram, labels: tuple[str, str]) -> None:
-        self.started = started.labels(*labels)
-        self.handled = {code: handled.labels(*labels, code.name) for code in grpc.StatusCode}
-        self.seconds = seconds.labels(*labels)
+    started: Counter
+    handled: dict[grpc.StatusCode, Counter]
+    seconds: int
+
+
+class _Ended(NamedTuple):
+    """A call that ended; `answer` where it has one that is more than bytes."""
+
+    method: MethodMetrics
+    code: grpc.StatusCode
+    ns: int
+    answer: Answer | None
 
 
 class Metrics:
@@ -67,26 +77,25 @@ class Metrics:
         labels = ("grpc_service", "grpc_method")
         started = Counter("grpc_server_started_total", "Calls begun.", labels, registry=self.registry)
         handled = Counter("grpc_server_handled_total", "Calls ended.", (*labels, "grpc_code"), registry=self.registry)
-        seconds = Histogram(
-            "grpc_server_handling_seconds",
-            "Time from a call's arrival to its answer.",
-            labels,
-            buckets=SECONDS_BUCKETS,
-            registry=self.registry,
+        self._seconds = BulkHistogram(
+            "grpc_server_handling_seconds", "Time from a call's arrival to its answer.", labels, SECONDS_BUCKETS
         )
-        self.methods = {method: MethodMetrics(started, handled, seconds, (service, method)) for method in methods}
-
-        stage = Histogram(
-            "timeline_stage_duration_seconds",
-            "Time in one stage of a request.",
-            ("stage",),
-            buckets=SECONDS_BUCKETS,
-            registry=self.registry,
+        self.methods = {
+            method: MethodMetrics(
+                started.labels(service, method),
+                {code: handled.labels(service, method, code.name) for code in grpc.StatusCode},
+                self._seconds.series(service, method),
+            )
+            for method in methods
+        }
+        self._stage_seconds = BulkHistogram(
+            "timeline_stage_duration_seconds", "Time in one stage of a request.", ("stage",), SECONDS_BUCKETS
         )
-        self._stages = {name: stage.labels(name) for name in STAGES}
-        self._candidates = Histogram(
-            "timeline_candidates", "Tweets in a request.", buckets=CANDIDATES_BUCKETS, registry=self.registry
-        )
+        self._stages = {name: self._stage_seconds.series(name) for name in STAGES}
+        self._candidates = BulkHistogram("timeline_candidates", "Tweets in a request.", (), CANDIDATES_BUCKETS)
+        self._candidates.series()
+        for histogram in (self._seconds, self._stage_seconds, self._candidates):
+            self.registry.register(histogram)
         self.queue_rows = Gauge(
             "timeline_queue_rows", "Tweets that are scored right now or wait for it.", registry=self.registry
         )
@@ -117,8 +126,7 @@ class Metrics:
             "timeline_features_total", "Feature columns, by how they fared.", ("group", "state"), registry=self.registry
         )
         self._features = [[features.labels(group, state) for state in STATES] for group in GROUPS]
-        self._probability = ProbabilityHistogram()
-        self.registry.register(self._probability)
+        self._probability = ProbabilityHistogram(self.registry)
         arm = Counter("timeline_arm_total", "Timelines, by arm.", ("experiment", "arm"), registry=self.registry)
         self._arms = {names: arm.labels(*names) for names in arms}
         self.served_log_dropped = Counter(
@@ -128,8 +136,11 @@ class Metrics:
             "timeline_model_info", "1 for each model that serves.", ("version", "sha256"), registry=self.registry
         )
         self._models: set[tuple[str, str]] = set()
-        # Appending and popping are single steps under the GIL.
-        self._waiting: deque[tuple[Callable[[Any], object], Any]] = deque()
+        # What is not counted yet. Appending and popping are single steps under the GIL.
+        self._begun: deque[MethodMetrics] = deque()
+        self._ended: deque[_Ended] = deque()
+        # Held while calls are counted: who asks waits for those that another thread counts.
+        self._counting = threading.Lock()
         loads = Counter("timeline_model_loads_total", "Attempts to load a model.", ("result",), registry=self.registry)
         self.loads = {result: loads.labels(result) for result in LOAD_RESULTS}
         tls = Counter("timeline_tls_reloads_total", "Changes of the TLS files.", ("result",), registry=self.registry)
@@ -146,41 +157,59 @@ class Metrics:
             self._model_info.remove(*labels)
         self._models = serving
 
-    def observe(self, answer: Answer) -> None:
-        """Counts what one answer was about, in a while."""
-        self.count(self._count_answer, answer)
+    def begun(self, method: MethodMetrics) -> None:
+        """Counts a call that begins, in a while: at the latest when somebody asks."""
+        self._begun.append(method)
 
-    def count(self, how: Callable[[T], object], what: T) -> None:
-        """Has something counted in a while, at the latest when somebody asks."""
-        self._waiting.append((how, what))
-        if len(self._waiting) >= COUNTED_TOGETHER:
+    def ended(self, method: MethodMetrics, code: grpc.StatusCode, ns: int, answer: Answer | None) -> None:
+        """Counts a call that ended after `ns` and what its answer was about, in a while."""
+        self._ended.append(_Ended(method, code, ns, answer))
+        if len(self._ended) >= CALLS_TOGETHER:
             self._count_waiting()
 
     def _count_waiting(self) -> None:
-        with contextlib.suppress(IndexError):  # none left
-            while True:
-                how, what = self._waiting.popleft()
-                try:
-                    how(what)
-                except Exception:  # it is about another call than the one that is answered here
-                    logger.exception("something is not counted")
+        with self._counting:
+            # In this order: no call shall have ended and not begun.
+            ended = _popped(self._ended)
+            begun = _popped(self._begun)
+            for counter, times in collections.Counter([method.started for method in begun]).items():
+                counter.inc(times)
+            try:
+                self._count(ended)
+            except Exception:  # one of them is not as it must be: no other shall suffer
+                for call in ended:
+                    try:
+                        self._count([call])
+                    except Exception:  # it is about another call than the one that is answered here
+                        logger.exception("a call is not counted")
 
-    def _count_answer(self, answer: Answer) -> None:
-        for stage, ns in answer.stages_ns.items():
-            self._stages[stage].observe(ns / 1e9)
-        self._candidates.observe(answer.rows)
-        for counters, counts in zip(self._features, answer.counts, strict=True):
-            for counter, count in zip(counters, counts, strict=False):  # the counts end with unknown categories
-                if count:
-                    counter.inc(count)
-        self._probability.observe(answer.heads, answer.probabilities)
-        if answer.ranking is not None:
-            timeline = answer.ranking.timeline
-            self._icymi[timeline.decision].inc()
-            if timeline.degradation != pb.DEGRADATION_NONE:
-                self._degraded[timeline.degradation].inc()
-            for names in answer.ranking.arms.items():
-                self._arms[names].inc()
+    def _count(self, ended: list[_Ended]) -> None:
+        """Counts calls: all of them, or raises before it has counted one."""
+        answers = [call.answer for call in ended if call.answer is not None]
+        rankings = [answer.ranking for answer in answers if answer.ranking is not None]
+        times = collections.Counter([call.method.handled[call.code] for call in ended])
+        times.update([self._icymi[ranking.timeline.decision] for ranking in rankings])
+        degradations = [ranking.timeline.degradation for ranking in rankings]
+        times.update([self._degraded[value] for value in degradations if value != pb.DEGRADATION_NONE])
+        times.update(map(self._arms.__getitem__, chain.from_iterable(ranking.arms.items() for ranking in rankings)))
+        for of_columns, answers_alike in collections.Counter([answer.counts for answer in answers]).items():
+            for counters, counts in zip(self._features, of_columns, strict=True):
+                for counter, count in zip(counters, counts, strict=False):  # the counts end with unknown categories
+                    times[counter] += count * answers_alike
+        stages = list(map(self._stages.__getitem__, chain.from_iterable(answer.stages_ns for answer in answers)))
+        stages_ns = list(chain.from_iterable(answer.stages_ns.values() for answer in answers))
+
+        self._probability.observe([(answer.heads, answer.probabilities) for answer in answers])
+        for counter, count in times.items():
+            counter.inc(count)
+        self._seconds.observe([call.method.seconds for call in ended], np.array([call.ns for call in ended]) / 1e9)
+        self._stage_seconds.observe(stages, np.array(stages_ns) / 1e9)
+        self._candidates.observe([0] * len(answers), [answer.rows for answer in answers])
+
+
+def _popped(waiting: deque[T]) -> list[T]:
+    """All that wait; nobody else takes some away."""
+    return [waiting.popleft() for _ in range(len(waiting))]
 
 
 class _Before(Collector):
@@ -199,8 +228,55 @@ class _Before(Collector):
         return iter(())
 
 
-class ProbabilityHistogram(Collector):
-    """`timeline_probability{head}`: all calibrated probabilities of an answer in one go.
+class BulkHistogram(Collector):
+    """A histogram that counts many values in one go; prometheus_client's walks its buckets for each."""
+
+    def __init__(self, name: str, documentation: str, labels: Sequence[str], bounds: Sequence[float]) -> None:
+        """Begins without series; the upper `bounds` of the buckets are within them and rise."""
+        self._name, self._documentation, self._labels = name, documentation, labels
+        self._bounds = np.array(bounds, np.float64)
+        # Guards all below. Held for an addition of small arrays or a copy of them, never across a call out.
+        self._lock = threading.Lock()
+        self._series: dict[tuple[str, ...], int] = {}
+        self._counts: NDArray[np.int64] = np.zeros((0, len(bounds) + 1), np.int64)
+        self._sums: NDArray[np.float64] = np.zeros(0)
+
+    def series(self, *labels: str) -> int:
+        """The number of the series with these values of the labels; begins it if it is new."""
+        with self._lock:
+            number = self._series.setdefault(labels, len(self._series))
+            new = len(self._series) - len(self._sums)
+            self._sums = np.pad(self._sums, (0, new))
+            self._counts = np.pad(self._counts, ((0, new), (0, 0)))
+            return number
+
+    def observe(self, series: Sequence[int], values: ArrayLike) -> None:
+        """Counts a value for each of `series`."""
+        places = np.array(series, np.intp)
+        buckets = np.searchsorted(self._bounds, values)
+        with self._lock:
+            np.add.at(self._counts, (places, buckets), 1)
+            np.add.at(self._sums, places, values)
+
+    def add(self, series: Sequence[int], counts: NDArray[np.int64], sums: Floats) -> None:
+        """Adds counts [n, buckets], +Inf the last of them, and sums [n] to different `series`."""
+        with self._lock:
+            self._counts[series] += counts
+            self._sums[series] += sums
+
+    def collect(self) -> Iterator[Metric]:
+        """The histogram as Prometheus wants it: cumulative."""
+        with self._lock:
+            series, counts, sums = list(self._series), self._counts.cumsum(axis=1), self._sums.copy()
+        family = HistogramMetricFamily(self._name, self._documentation, labels=self._labels)
+        bounds = [*map(floatToGoString, self._bounds), "+Inf"]
+        for labels, cumulative, total in zip(series, counts.tolist(), sums.tolist(), strict=True):
+            family.add_metric(labels, list(zip(bounds, map(float, cumulative), strict=True)), total)
+        yield family
+
+
+class ProbabilityHistogram:
+    """`timeline_probability{head}`: all calibrated probabilities of many answers in one go.
 
     Buckets end at powers of two, 2^-EXPONENTS to 1: a float's exponent says which one it belongs in.
 
@@ -209,71 +285,42 @@ class ProbabilityHistogram(Collector):
     """
 
     EXPONENTS = 16
-    _BUCKETS = EXPONENTS + 1
 
-    def __init__(self) -> None:
-        # Guards all below. Held for an addition of small arrays or a copy of them, never across a call out.
-        self._lock = threading.Lock()
-        self._heads: dict[str, int] = {}
-        self._counts: NDArray[np.int64] = np.zeros((0, self._BUCKETS), np.int64)
-        self._sums: NDArray[np.float64] = np.zeros(0)
-        self._invalid = 0
-        # Heads of a model -> which of the heads above they are. Only ever added to.
-        self._places: dict[tuple[str, ...], NDArray[np.intp]] = {}
-        # Number of heads -> where the bins of each begin, for row after row of as many Tweets as ever came: adding a
-        # row of heads to every row would take three times as long.
-        self._offsets: dict[int, NDArray[np.int32]] = {}
+    def __init__(self, registry: CollectorRegistry) -> None:
+        """Begins without heads."""
+        bounds = [2.0**-exponent for exponent in range(self.EXPONENTS, -1, -1)]
+        self._histogram = BulkHistogram("timeline_probability", "Calibrated probabilities.", ("head",), bounds)
+        registry.register(self._histogram)
+        self._invalid = Counter(
+            "timeline_invalid_probabilities_total", "Tweets that the model gave no probabilities.", registry=registry
+        )
+        # Heads of a model -> their series. Only ever added to.
+        self._series: dict[tuple[str, ...], list[int]] = {}
 
     def add_heads(self, heads: tuple[str, ...]) -> None:
         """Begins the series of the heads that are new; those of a model that no longer serves stay."""
-        with self._lock:
-            places = [self._heads.setdefault(head, len(self._heads)) for head in heads]
-            new = len(self._heads) - len(self._sums)
-            self._sums = np.pad(self._sums, (0, new))
-            self._counts = np.pad(self._counts, ((0, new), (0, 0)))
-        self._places[heads] = np.array(places, np.intp)
+        self._series[heads] = [self._histogram.series(head) for head in heads]
 
-    def observe(self, heads: tuple[str, ...], probabilities: Floats) -> None:
-        """Counts float32 [N, heads]; `heads` were added in one go. The sums are right to six digits."""
+    def observe(self, answers: Iterable[tuple[tuple[str, ...], Floats]]) -> None:
+        """Counts float32 [N, heads] of each answer; `heads` were added in one go. The sums are right to six digits."""
+        by_heads = collections.defaultdict(list)
+        for heads, probabilities in answers:
+            by_heads[heads].append(probabilities)
+        for heads, of_answers in by_heads.items():
+            self._observe(self._series[heads], np.concatenate(of_answers))
+
+    def _observe(self, series: list[int], probabilities: Floats) -> None:
         # NaN compares false.
-        valid = np.logical_and.reduce((probabilities >= 0) & (probabilities <= 1), axis=1)
-        invalid = len(valid) - int(np.count_nonzero(valid))
-        if invalid:
+        if probabilities.size and not (probabilities.min() >= 0 and probabilities.max() <= 1):
+            valid = np.logical_and.reduce((probabilities >= 0) & (probabilities <= 1), axis=1)
+            self._invalid.inc(len(valid) - int(valid.sum()))
             probabilities = probabilities[valid]
-        rows = len(probabilities)
+        of_heads = np.ascontiguousarray(probabilities.T)
         # A bucket has its upper end within, so step one float down first: now 2^-k and all above 2^-(k+1) share an
         # exponent. What is stored for it is 126 for the bucket that ends at 1.
-        bins = probabilities.ravel().view(np.int32) - 1
+        bins = of_heads.view(np.int32) - 1
         bins >>= 23
-        np.maximum(bins, 126 - self.EXPONENTS, out=bins)
-        bins += self._bins_of_rows(rows, len(heads))
-        counts = np.bincount(bins, minlength=len(heads) * self._BUCKETS).reshape(len(heads), self._BUCKETS)
-        sums = np.ones(rows, np.float32) @ probabilities  # a fifth of what sum(axis=0) takes
-        places = self._places[heads]
-        with self._lock:
-            self._counts[places] += counts
-            self._sums[places] += sums
-            self._invalid += invalid
-
-    def _bins_of_rows(self, rows: int, heads: int) -> NDArray[np.int32]:
-        """int32 [rows x heads]: what to add to an exponent as it is stored to get the bin of its head."""
-        offsets = self._offsets.get(heads)
-        if offsets is None or len(offsets) < rows * heads:
-            first = np.arange(heads, dtype=np.int32) * self._BUCKETS - (126 - self.EXPONENTS)
-            offsets = self._offsets[heads] = np.tile(first, rows)
-        return offsets[: rows * heads]
-
-    def collect(self) -> Iterator[Metric]:
-        """The histogram as Prometheus wants it, cumulative, and the count of what is not in it."""
-        with self._lock:
-            heads, counts, sums = list(self._heads), self._counts.copy(), self._sums.copy()
-            invalid = self._invalid
-        family = HistogramMetricFamily("timeline_probability", "Calibrated probabilities.", labels=["head"])
-        bounds = [str(2.0**-exponent) for exponent in range(self.EXPONENTS, -1, -1)]
-        for head, cumulative, total in zip(heads, counts.cumsum(axis=1), sums, strict=True):
-            buckets = [(bound, float(count)) for bound, count in zip(bounds, cumulative, strict=True)]
-            family.add_metric([head], [*buckets, ("+Inf", float(cumulative[-1]))], sum_value=float(total))
-        yield family
-        yield CounterMetricFamily(
-            "timeline_invalid_probabilities", "Tweets that the model gave no probabilities.", value=invalid
-        )
+        bins -= 126 - self.EXPONENTS
+        np.maximum(bins, 0, out=bins)
+        counts = [np.bincount(of_head, minlength=self.EXPONENTS + 2) for of_head in bins]
+        self._histogram.add(series, np.array(counts), of_heads.sum(axis=1))

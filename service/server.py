@@ -242,21 +242,19 @@ class _RankingHandler(grpc.GenericRpcHandler):
     def _refuse(
         self, method: _Method, arrived_ns: int, _bodies: Iterator[bytes], context: grpc.ServicerContext
     ) -> NoReturn:
-        method.metrics.started.inc()
+        self._metrics.begun(method.metrics)
         error = TooManyCalls("the server has all the calls that it can take", self.admission.retry_after_ms)
         code = errors.status_code(error)
         self._metrics.refused[TooManyCalls].inc()
-        method.metrics.handled[code].inc()
-        method.metrics.seconds.observe((time.perf_counter_ns() - arrived_ns) / 1e9)
+        self._metrics.ended(method.metrics, code, time.perf_counter_ns() - arrived_ns, None)
         context.abort_with_status(rpc_status.to_status(errors.status_proto(error)))
 
     def _answer(
         self, method: _Method, arrived_ns: int, bodies: Iterator[bytes], context: grpc.ServicerContext
     ) -> bytes:
         self._running.add(context)
-        count = self._metrics.count
-        count(method.metrics.started.inc, 1)
-        code = grpc.StatusCode.OK
+        self._metrics.begun(method.metrics)
+        code, counted = grpc.StatusCode.OK, None
         try:
             if self._allowed:
                 check_caller(context.peer_identities(), self._allowed)
@@ -266,7 +264,7 @@ class _RankingHandler(grpc.GenericRpcHandler):
             answer = self._run(method, arrived_ns, body, context)
             if isinstance(answer, bytes):
                 return answer
-            self._metrics.observe(answer)
+            counted = answer
             if self._log is not None and answer.ranking is not None:
                 self._log_served(self._log, answer.ranking, answer.body, body)
             if self._shadow is not None and answer.ranking is not None and self.serving is not None:
@@ -280,8 +278,7 @@ class _RankingHandler(grpc.GenericRpcHandler):
                 logger.exception("a call failed")
             context.abort_with_status(rpc_status.to_status(errors.status_proto(error)))
         finally:
-            count(method.metrics.handled[code].inc, 1)
-            count(method.metrics.seconds.observe, (time.perf_counter_ns() - arrived_ns) / 1e9)
+            self._metrics.ended(method.metrics, code, time.perf_counter_ns() - arrived_ns, counted)
             self._running.discard(context)
             self._places.append(None)
 
