@@ -8,6 +8,8 @@ parser takes the bytes of two for those of one. So what is small is a message, a
 
 from __future__ import annotations
 
+import functools
+import sys
 from typing import Any
 
 import numpy as np
@@ -19,12 +21,12 @@ from service.generated.timelines.ranking.v1 import ranking_pb2 as pb
 
 def field(number: int, content: bytes) -> bytes:
     """A field, numbered 1 to 15, of whatever has a length: a message, bytes, packed numbers."""
-    return b"".join((bytes((number << 3 | 2,)), _varint(len(content)), content))
+    return _head(number, len(content)) + content
 
 
 def packed(values: NDArray[Any]) -> bytes:
     """The content of a field of packed floats, of an array in C order; or of bytes that are varints already."""
-    return values.astype(values.dtype.newbyteorder("<"), copy=False).tobytes()
+    return (values if sys.byteorder == "little" else values.byteswap()).tobytes()
 
 
 def packed_ids(ids: NDArray[np.int64]) -> bytes:
@@ -41,11 +43,12 @@ def add_floats(message: Message, number: int, values: NDArray[np.float32]) -> No
     message.MergeFromString(field(number, packed(values)))
 
 
-def _varint(value: int) -> bytes:
-    """Protobuf's integers: seven bits a byte, the lowest first; the high bit says that more follow."""
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
+@functools.lru_cache(maxsize=1024)
+def _head(number: int, length: int) -> bytes:
+    """Tag and length, in seven bits a byte, the lowest first; the high bit says that more follow."""
+    out = bytearray((number << 3 | 2,))
+    while length > 0x7F:
+        out.append(length & 0x7F | 0x80)
+        length >>= 7
+    out.append(length)
     return bytes(out)
