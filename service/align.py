@@ -74,22 +74,39 @@ class _Plan(NamedTuple):
     """How the columns of one header map to a layout.
 
     Attributes:
-        in_order: The scalars are exactly the model's, in its order.
+        whole: The scalars are exactly the model's, in its order, and there is nothing else in the layout.
         complete: Nothing of the model's is absent.
-        source: [k] indices of the caller's scalar columns that the model knows.
-        target: [k] the model's columns for them.
+        source: The caller's scalar columns that the model knows.
+        target: The model's columns for them.
         target_of: For each scalar column of the caller the model's column, or -1.
         categorical: Indices of the caller's categorical columns that the model knows, each with the feature.
         vectors: Indices of the caller's vector columns that the model knows, each with the model's columns.
         counts: ColumnCounts but for the categories.
     """
 
-    in_order: bool
+    whole: bool
     complete: bool
-    source: NDArray[np.intp]
-    target: NDArray[np.intp]
+    source: NDArray[np.intp] | slice
+    target: NDArray[np.intp] | slice
     target_of: NDArray[np.intp]
     categorical: tuple[tuple[int, Feature], ...]
+    vectors: tuple[tuple[int, slice], ...]
+    counts: ColumnCounts
+
+
+class _Mapping(NamedTuple):
+    """How a table with certain vocabularies maps to a layout.
+
+    Attributes:
+        plan: Its header's.
+        categorical: For each of the plan's categorical columns its index, the column to fill, and the model's index for
+            each index of the caller's, NaN = absent.
+        vectors: For each of the plan's vector columns its index, and the columns to fill.
+        counts: ColumnCounts.
+    """
+
+    plan: _Plan
+    categorical: tuple[tuple[int, int, Floats], ...]
     vectors: tuple[tuple[int, slice], ...]
     counts: ColumnCounts
 
@@ -105,6 +122,9 @@ class Aligner:
             sparse_tweets: Whether the model takes the Tweets' scalars as entries.
         """
         self._groups = {group: _GroupAligner(layout) for group, layout in schema.layouts.items()}
+        if sparse_tweets:
+            tweets = schema.layouts["tweet"]
+            self._groups["tweet"] = _GroupAligner(tweets, first=len(tweets.scalars))
         self._sparse_tweets = sparse_tweets
 
     def align(self, candidates: Candidates) -> tuple[Tables, Counts]:
@@ -121,52 +141,62 @@ class Aligner:
 
 
 class _GroupAligner:
-    def __init__(self, layout: GroupLayout) -> None:
+    """Aligns tables to a layout from its column `first` on: 0, or the first one after the scalars."""
+
+    def __init__(self, layout: GroupLayout, first: int = 0) -> None:
         self._layout = layout
+        self._first = first
         self._plans: Cache[Header, _Plan] = Cache(CACHE_BYTES_MAX)
         self._lookups: Cache[tuple[str, tuple[str, ...]], tuple[Floats, int]] = Cache(CACHE_BYTES_MAX)
+        # Header and vocabularies of the latest table, with how it mapped. Replaced as one reference. Comparing objects
+        # that are the same takes no look at their strings, as finding them in a memory does.
+        self._latest: tuple[tuple[object, ...], _Mapping] | None = None
 
     def align(self, table: Table) -> tuple[Floats, ColumnCounts]:
-        layout, values = self._layout, table.values
-        plan = self._plan(table.header)
-        if plan.in_order and layout.width == len(layout.scalars) and not isinstance(values, Sparse):
-            return values, plan.counts
-        out = np.empty((table.rows, layout.width), np.float32)
-        if isinstance(values, Sparse) or not plan.complete:
-            out.fill(np.nan)
+        values, mapping = table.values, self._mapping(table)
+        plan = mapping.plan
         if isinstance(values, Sparse):
+            out = np.full((table.rows, self._layout.width), np.nan, np.float32)
             target = plan.target_of[values.columns]
             known = target >= 0
             out[values.rows[known], target[known]] = values.values[known]
-        elif plan.in_order:
-            out[:, : len(layout.scalars)] = values
+        elif plan.whole:
+            return values, mapping.counts
         else:
+            out = np.empty((table.rows, self._layout.width), np.float32)
+            if not plan.complete:
+                out.fill(np.nan)
             out[:, plan.target] = values[:, plan.source]
-        return out, self._fill(out, 0, table, plan)
+        _fill(out, table, mapping)
+        return out, mapping.counts
 
     def align_sparse(self, table: Table) -> tuple[Floats, Sparse, ColumnCounts]:
         """Of a table of any form the columns after the scalars, and the scalars as entries, row by row."""
-        plan = self._plan(table.header)
-        scalars = len(self._layout.scalars)
-        out = np.full((table.rows, self._layout.width - scalars), np.nan, np.float32)
+        mapping = self._mapping(table)
+        out = np.full((table.rows, self._layout.width - self._first), np.nan, np.float32)
         entries = table.values if isinstance(table.values, Sparse) else entries_of(table.values)
-        target = plan.target_of[entries.columns]
+        target = mapping.plan.target_of[entries.columns]
         known = (target >= 0) & ~np.isnan(entries.values)
         entries = Sparse(entries.rows[known], target[known].astype(np.uint32), entries.values[known])
-        return out, entries, self._fill(out, scalars, table, plan)
+        _fill(out, table, mapping)
+        return out, entries, mapping.counts
 
-    def _fill(self, out: Floats, first: int, table: Table, plan: _Plan) -> ColumnCounts:
-        """Puts the categories and vectors into `out`, which holds the columns from `first` on."""
-        layout = self._layout
-        unknown_categories = 0
-        for i, feature in plan.categorical:
-            vocabulary, indices = table.categorical[i]
-            lookup, unknown = self._lookup(feature, vocabulary)
-            out[:, layout.offsets[feature.name] - first] = lookup.take(indices)
-            unknown_categories += unknown
-        for i, columns in plan.vectors:
-            out[:, columns.start - first : columns.stop - first] = table.vectors[i]
-        return plan.counts._replace(unknown_categories=unknown_categories) if unknown_categories else plan.counts
+    def _mapping(self, table: Table) -> _Mapping:
+        key = (table.header, *[vocabulary for vocabulary, _ in table.categorical])
+        latest = self._latest
+        if latest is not None and latest[0] == key:
+            return latest[1]
+        plan, first = self._plan(table.header), self._first
+        lookups = [self._lookup(feature, table.categorical[i].vocabulary) for i, feature in plan.categorical]
+        categorical = tuple(
+            (i, self._layout.offsets[feature.name] - first, lookup)
+            for (i, feature), (lookup, _) in zip(plan.categorical, lookups, strict=True)
+        )
+        vectors = tuple((i, slice(columns.start - first, columns.stop - first)) for i, columns in plan.vectors)
+        counts = plan.counts._replace(unknown_categories=sum(unknown for _, unknown in lookups))
+        mapping = _Mapping(plan, categorical, vectors, counts)
+        self._latest = key, mapping
+        return mapping
 
     def _plan(self, header: Header) -> _Plan:
         plan = self._plans.get(header)
@@ -189,6 +219,14 @@ class _GroupAligner:
         return found
 
 
+def _fill(out: Floats, table: Table, mapping: _Mapping) -> None:
+    """Puts the categories and vectors into `out`."""
+    for i, column, lookup in mapping.categorical:
+        out[:, column] = lookup.take(table.categorical[i].indices)
+    for i, columns in mapping.vectors:
+        out[:, columns] = table.vectors[i]
+
+
 def _make_plan(layout: GroupLayout, header: Header) -> _Plan:
     scalars = {f.name for f in layout.scalars}
     categoricals = {f.name: f for f in layout.categoricals}
@@ -204,12 +242,13 @@ def _make_plan(layout: GroupLayout, header: Header) -> _Plan:
     )
     present = len(source) + len(categorical) + len(vectors)
     absent = len(layout.features) - present
+    in_order = header.columns == tuple(f.name for f in layout.scalars)
     sent = len(header.columns) + len(header.categorical) + len(header.vectors)
     return _Plan(
-        in_order=header.columns == tuple(f.name for f in layout.scalars),
+        whole=in_order and layout.width == len(layout.scalars),
         complete=absent == 0,
-        source=source,
-        target=target_of[source],
+        source=slice(None) if in_order else source,
+        target=slice(len(source)) if in_order else target_of[source],
         target_of=target_of,
         categorical=categorical,
         vectors=vectors,

@@ -151,6 +151,21 @@ def test_a_second_request_with_the_same_header_is_aligned_alike() -> None:
     np.testing.assert_array_equal(tables.tweets, expected)
 
 
+def test_the_same_categories_under_another_header_are_aligned_anew() -> None:
+    """Neither the columns nor what became of them are those of the table before."""
+    aligner = Aligner(toy.SCHEMA)
+    language = pb.CategoricalColumn(name="language", vocabulary=["ja"], indices=[1, 0])
+    align(tweets(pb.FeatureTable(columns=["likes"], values=[3, NAN], categorical=[language])), aligner)
+
+    tables, counts = align(
+        tweets(pb.FeatureTable(columns=["is_reply", "mood"], values=[0, 9, 1, 9], categorical=[language])), aligner
+    )
+
+    expected = np.array([[NAN, 0, NAN, NAN, NAN], [NAN, 1, 1, NAN, NAN]], np.float32)
+    np.testing.assert_array_equal(tables.tweets, expected)
+    assert counts.tweets == ColumnCounts(present=2, absent=2, unknown=1, unknown_categories=0)
+
+
 def test_a_group_without_features() -> None:
     """A model may have nothing to ask about the viewer; what is sent is unknown then."""
     schema = Schema((Feature("likes", "tweet", "continuous"),), (Head("like", 1.0, 1),))
