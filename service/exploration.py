@@ -6,8 +6,6 @@ can weigh each Tweet by 1 / probability and so ask what another ranking would ha
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 
 from service.decode import Candidates, Floats
@@ -52,5 +50,5 @@ def explore(
     chosen = int(uniform(_WHICH_SALT, request_id) * len(remainder))
     ranked, remainder = ranked.copy(), remainder.copy()
     ranked[lowest], remainder[chosen] = remainder[chosen], ranked[lowest]
-    swapped = replace(timeline, ranked=newest_first(ranked, candidates), remainder=newest_first(remainder, candidates))
+    swapped = timeline._replace(ranked=newest_first(ranked, candidates), remainder=newest_first(remainder, candidates))
     return swapped, probabilities

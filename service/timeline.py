@@ -9,7 +9,7 @@ remainder  all that is left, newest first (ties by time: larger id)
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,8 +22,7 @@ Rows = NDArray[np.intp]
 MS_PER_HOUR = 3_600_000
 
 
-@dataclass(frozen=True, slots=True)
-class Timeline:
+class Timeline(NamedTuple):
     """Where each of N candidates stands: every row number is in exactly one of the three sections.
 
     Attributes:
@@ -123,7 +122,11 @@ def _best_first(scores: Floats, raw_relevance: Floats, by_time: Rows) -> Rows:
 
     The sort is stable: what has equal scores and raw relevance stays in the order of `by_time`.
     """
-    return np.lexsort((-raw_relevance[by_time], -scores[by_time]))
+    # Complex numbers are sorted by the real part, then by the imaginary one: one sort instead of two.
+    keys = np.empty(len(scores), np.complex64)
+    np.negative(scores, out=keys.real)
+    np.negative(raw_relevance, out=keys.imag)
+    return keys.take(by_time).argsort(kind="stable")
 
 
 def _take_icymi(

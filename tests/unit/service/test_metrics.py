@@ -191,7 +191,7 @@ def test_a_degraded_timeline_is_counted(toy_bundle: Path) -> None:
     metrics = Metrics("a.B", ["One"], [("e", "b")])
     metrics.serve([load_model(toy_bundle, threads=1)])
     count(metrics, answer())
-    count(metrics, answer(RANKING._replace(timeline=replace(TIMELINE, degradation=pb.DEGRADATION_PARTIAL))))
+    count(metrics, answer(RANKING._replace(timeline=TIMELINE._replace(degradation=pb.DEGRADATION_PARTIAL))))
 
     assert value(metrics, "timeline_degraded_total", degradation="partial") == 1
     assert value(metrics, "timeline_degraded_total", degradation="reverse_chronological") == 0

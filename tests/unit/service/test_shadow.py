@@ -168,7 +168,7 @@ def test_what_is_not_compared_is_counted_by_why(stable: Model, canary: Model) ->
     bench.serve(serving(stable, stable), request(1))
     served = answer(serving(stable, canary), request(2))
     assert served.ranking is not None
-    degraded = replace(served.ranking.timeline, degradation=pb.DEGRADATION_PARTIAL)
+    degraded = served.ranking.timeline._replace(degradation=pb.DEGRADATION_PARTIAL)
     bench.shadow.offer(serving(stable, canary), served.ranking._replace(timeline=degraded), b"", served.body)
     assert only(bench.drained()) == {"no_model": 1, "same_version": 1, "busy": 1}
 
@@ -197,7 +197,7 @@ def test_a_share_of_the_timelines_is_sampled(stable: Model) -> None:
     both = serving(stable, None)
     full = answer(both, request(0)).ranking
     assert full is not None
-    degraded = full._replace(timeline=replace(full.timeline, degradation=pb.DEGRADATION_PARTIAL))  # counted at once
+    degraded = full._replace(timeline=full.timeline._replace(degradation=pb.DEGRADATION_PARTIAL))  # counted at once
 
     def sampled() -> list[int]:
         bench = Bench(share=1 / 3)
