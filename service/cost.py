@@ -19,11 +19,14 @@ class Cost:
 
     def __init__(self, points: Sequence[tuple[int, float]]) -> None:
         """Begins with `points`: rows and nanoseconds, of two different numbers of rows at least."""
-        self._points = [(rows, float(ns)) for rows, ns in points]
-        # Weighted sums over observations: 1, rows, rows^2, ns, rows x ns.
-        self._n = self._r = self._rr = self._t = self._rt = 0.0
+        moments = [(1.0, float(rows), float(rows * rows), float(ns), float(rows * ns)) for rows, ns in points]
+        # Weighted sums over the points and observations: 1, rows, rows^2, ns, rows x ns.
+        n, r, rr, t, rt = map(sum, zip(*moments, strict=True))
+        # What the points lose with every observation, and get back.
+        keep = 1 - FORGETTING
+        self._kept = (keep * n, keep * r, keep * rr, keep * t, keep * rt)
         self._deviation_ns = 0.0
-        self._fit()
+        self._fit(n, r, rr, t, rt)
 
     def predict_ns(self, rows: int) -> float:
         """What to expect of a call."""
@@ -42,27 +45,28 @@ class Cost:
 
     def observe(self, rows: int, ns: float) -> None:
         """Learns from a call that ended."""
-        error_ns = abs(ns - self.predict_ns(rows))
+        error_ns = abs(ns - self._a - self._b * rows)
         self._deviation_ns += (1 - FORGETTING) * (error_ns - self._deviation_ns)
-        self._n = self._n * FORGETTING + 1
-        self._r = self._r * FORGETTING + rows
-        self._rr = self._rr * FORGETTING + rows * rows
-        self._t = self._t * FORGETTING + ns
-        self._rt = self._rt * FORGETTING + rows * ns
-        self._fit()
+        n, r, rr, t, rt = self._sums
+        n0, r0, rr0, t0, rt0 = self._kept
+        self._fit(
+            n * FORGETTING + n0 + 1,
+            r * FORGETTING + r0 + rows,
+            rr * FORGETTING + rr0 + rows * rows,
+            t * FORGETTING + t0 + ns,
+            rt * FORGETTING + rt0 + rows * ns,
+        )
 
     def doubt(self) -> None:
         """Expects a little less. A cost that turned every call away would otherwise never be measured again."""
-        self._points = [(rows, ns * FORGETTING) for rows, ns in self._points]
-        self._t *= FORGETTING
-        self._rt *= FORGETTING
+        n, r, rr, t, rt = self._sums
+        n0, r0, rr0, t0, rt0 = self._kept
+        self._kept = (n0, r0, rr0, t0 * FORGETTING, rt0 * FORGETTING)
         self._deviation_ns *= FORGETTING
-        self._fit()
+        self._fit(n, r, rr, t * FORGETTING, rt * FORGETTING)
 
-    def _fit(self) -> None:
-        n, r, rr, t, rt = self._n, self._r, self._rr, self._t, self._rt
-        for rows, ns in self._points:
-            n, r, rr, t, rt = n + 1, r + rows, rr + rows * rows, t + ns, rt + rows * ns
+    def _fit(self, n: float, r: float, rr: float, t: float, rt: float) -> None:
+        self._sums = (n, r, rr, t, rt)
         slope = (n * rt - r * t) / (n * rr - r * r)
         intercept = (t - slope * r) / n
         if slope < 0:  # more rows never take less
