@@ -75,13 +75,14 @@ class Scorer:
         except Exception as error:  # onnxruntime raises a class of its own per kind of failure
             raise BundleError([f"model.onnx: onnxruntime refuses it: {_first_line(error)}"]) from error
         self._schema = schema
-        self._inputs = {i.name for i in self._session.get_inputs()}
-        self.sparse_tweets = "tweets_values" in self._inputs
+        inputs = {i.name for i in self._session.get_inputs()}
+        self._dense = [name for name in Tables._fields if name in inputs]
+        self.sparse_tweets = "tweets_values" in inputs
         self._check_signature(stated)
 
     def score(self, tables: Tables) -> Scores:
         """Scores N >= 1 Tweets."""
-        feeds = {name: array for name, array in zip(Tables._fields, tables, strict=True) if name in self._inputs}
+        feeds = {name: getattr(tables, name) for name in self._dense}
         if tables.tweet_scalars is not None:
             scalars = len(self._schema.layouts["tweet"].scalars)
             feeds |= sparse_feeds("tweets", tables.tweet_scalars, len(tables.author_index), scalars)
