@@ -163,7 +163,7 @@ def test_what_can_not_be_counted_harms_no_other_call(toy_bundle: Path, caplog: p
     """Calls are counted together: one that fails to be is logged, the others are counted, and nobody's answer fails."""
     metrics = Metrics("a.B", ["One"], [("e", "b")])
     metrics.serve([load_model(toy_bundle, threads=1)])
-    count(metrics, answer(replace(RANKING, arms={"e": "an arm that nobody knows"})))
+    count(metrics, answer(RANKING._replace(arms={"e": "an arm that nobody knows"})))
     for _ in range(CALLS_TOGETHER):
         count(metrics, answer())
 
