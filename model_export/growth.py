@@ -21,10 +21,11 @@ from tqdm import tqdm
 from model_export.baselines.cost import graph_call, lap_times
 from model_export.datasets.world_schema import SCHEMA
 from model_export.graph import build, build_plain
-from model_export.speed import NetShape, random_feeds, random_net
+from model_export.random_nets import NetShape, random_feeds, random_net
 from service.schema import Feature, Head, Schema
 
-DEFAULT = NetShape(directions=2)
+# The default plan's.
+DEFAULT = NetShape(bins=20, directions=2, log_counts=False)
 ROWS, AUTHORS, ABSENT = 500, 100, 1 / 3
 _FEEDS = 4
 # For a random net any will do: time does not depend on it.

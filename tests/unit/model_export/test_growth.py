@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from model_export.growth import TABLES, main, table, time_forms
-from model_export.speed import NetShape
+from model_export.random_nets import NetShape
 from service.schema import Feature, Head, Schema
 
 

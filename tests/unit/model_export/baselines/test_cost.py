@@ -11,7 +11,7 @@ from model_export.baselines.cost import graph_call, race, timelines
 from model_export.calibrate import IDENTITY
 from model_export.datasets.records import Impressions
 from model_export.graph import build
-from model_export.speed import NetShape, random_net
+from model_export.random_nets import NetShape, random_net
 from service.schema import Schema
 
 

@@ -1,8 +1,7 @@
-"""Races between graphs say which is faster, on inputs like those served."""
+"""Random nets and inputs that are like those served."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +9,7 @@ import onnxruntime
 import pytest
 
 from model_export.graph import build, build_plain
-from model_export.speed import NetShape, main, race, random_feeds, random_net
+from model_export.random_nets import NetShape, random_feeds, random_net
 from service.schema import Feature, Head, Schema
 
 SCHEMA = Schema(
@@ -24,19 +23,6 @@ SCHEMA = Schema(
     heads=(Head("like", 1.0, 1), Head("reply", 2.0, 1)),
 )
 SHAPE = NetShape(bins=4, units=8, hidden=(4,), tower_units=2, knots=3)
-
-
-def test_more_work_takes_longer() -> None:
-    """The same net on a first layer 60 times as wide; every timing is in order."""
-    graphs = {}
-    for name, units in (("small", 8), ("large", 512)):
-        graphs[name] = build(SCHEMA, *random_net(SCHEMA, NetShape(bins=64, units=units), seed=0))
-
-    timings = race(graphs, [random_feeds(SCHEMA, 500, 5, 0.3, seed) for seed in range(2)], rounds=5)
-
-    assert timings["small"].min_ms < timings["large"].min_ms / 2
-    for timing in timings.values():
-        assert 0 < timing.min_ms <= timing.median_ms <= timing.max_ms
 
 
 def test_random_nets_spread_over_the_bins_and_knots() -> None:
@@ -69,14 +55,3 @@ def test_random_feeds_have_the_share_of_absent_values_asked_for() -> None:
     assert absent[:, :3].mean() == pytest.approx(0.25, abs=0.02)
     assert set(absent[:, 3:].sum(axis=1)) == {0, 3}
     assert set(feeds["author_index"]) == set(range(7))
-
-
-def test_the_command_prints_a_line_per_row_count(capsys: pytest.CaptureFixture[str]) -> None:
-    """Each line has the ratio of the two medians that it prints."""
-    status = main(["--rows", "3", "10", "--tweet-features", "2", "--units", "8", "--hidden", "4", "--rounds", "2"])
-
-    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert status == 0
-    assert [line["rows"] for line in lines] == [3, 10]
-    for line in lines:
-        assert line["plain_over_int8"] == line["plain"]["median_ms"] / line["int8"]["median_ms"]

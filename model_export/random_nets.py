@@ -1,31 +1,20 @@
-"""How fast graphs are: races between them, on one thread, and random nets of any shape to race.
+"""Random nets of any shape, and inputs for them.
 
-    python -m model_export.speed --rows 100 500 1500 --bins 16
-
-builds the plain, float32 and int8 graphs of a random net over the simulated world's schema and prints a line of JSON
-per number of rows. Cost depends on shapes and on which values are absent, not on what was learned.
+What a graph costs depends on shapes and on what is absent, not on what was learned.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
-import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
-from tqdm import trange
 
-from model_export.datasets.world_schema import SCHEMA
-from model_export.graph import build, build_plain
 from model_export.weights import Binned, Categorical, Cross, Dense, Floats, GroupWeights, Knots, NetWeights, Raw, Towers
-from service.schema import GROUPS, Feature, Group, Schema
+from service.schema import GROUPS, Group, Schema
 
 Feeds = Mapping[str, NDArray[Any]]
 
@@ -53,39 +42,6 @@ class NetShape:
     hidden: tuple[int, ...] = (128, 64)
     tower_units: int = 16
     knots: int = 64
-
-
-@dataclass(frozen=True)
-class Timing:
-    """CPU time of one run, in ms, over all rounds of a race."""
-
-    median_ms: float
-    min_ms: float
-    max_ms: float
-
-
-def race(graphs: Mapping[str, bytes], feeds: Sequence[Feeds], rounds: int) -> dict[str, Timing]:
-    """Times graphs of the same inputs in turn, so that a slow moment of the machine is slow for all of them.
-
-    One thread, which is the caller's, so its own CPU clock is what counts: other processes only cost caches.
-
-    Args:
-        graphs: By name, serialized.
-        feeds: Inputs to rotate over.
-        rounds: Runs of each graph, after one to warm up.
-    """
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    sessions = {name: onnxruntime.InferenceSession(g, options, ["CPUExecutionProvider"]) for name, g in graphs.items()}
-    times: dict[str, list[float]] = {name: [] for name in graphs}
-    for session in sessions.values():
-        session.run(None, feeds[0])
-    for i in trange(rounds, desc="race", leave=False):
-        for name, session in sessions.items():
-            start = time.thread_time_ns()
-            session.run(None, feeds[i % len(feeds)])
-            times[name].append((time.thread_time_ns() - start) / 1e6)
-    return {name: Timing(float(np.median(t)), min(t), max(t)) for name, t in times.items()}
 
 
 def random_net(schema: Schema, shape: NetShape, seed: int) -> tuple[NetWeights, list[Knots]]:
@@ -150,51 +106,3 @@ def random_feeds(schema: Schema, rows: int, authors: int, absent_share: float, s
     names["tweet"] = ("tweets", rows)
     tables = {name: table(group, length) for group, (name, length) in names.items() if schema.layouts[group].width}
     return {**tables, "author_index": rng.integers(0, authors, rows)}
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command that the module's text shows; returns its exit status."""
-    options = _parser().parse_args(arguments)
-    shape = NetShape(
-        bins=options.bins,
-        units=options.units,
-        crosses=options.crosses,
-        hidden=tuple(options.hidden),
-        knots=options.knots,
-    )
-    schema = SCHEMA if options.tweet_features is None else _tweet_schema(options.tweet_features)
-    net, calibration = random_net(schema, shape, seed=0)
-    graphs = {"plain": build_plain(schema, net, calibration)}
-    graphs["float32"] = build(schema, net, calibration, "float32")
-    graphs["int8"] = build(schema, net, calibration, "int8")
-    for rows in options.rows:
-        feeds = [random_feeds(schema, rows, options.authors, options.absent, seed) for seed in range(8)]
-        timings = race(graphs, feeds, options.rounds)
-        plain_over_int8 = timings["plain"].median_ms / timings["int8"].median_ms
-        line = {"rows": rows, "plain_over_int8": plain_over_int8}
-        print(json.dumps(line | {name: asdict(timing) for name, timing in timings.items()}))
-    return 0
-
-
-def _tweet_schema(features: int) -> Schema:
-    return Schema(tuple(Feature(f"f{i}", "tweet", "continuous") for i in range(features)), SCHEMA.heads)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m model_export.speed", description=__doc__)
-    shape = NetShape()
-    parser.add_argument("--rows", type=int, nargs="+", default=[500], help="Tweets per run")
-    parser.add_argument("--authors", type=int, default=100)
-    parser.add_argument("--absent", type=float, default=1 / 3, help="share of absent values")
-    parser.add_argument("--tweet-features", type=int, help="only so many continuous Tweet features, nothing else")
-    parser.add_argument("--bins", type=int, default=shape.bins)
-    parser.add_argument("--units", type=int, default=shape.units, help="of the first layer")
-    parser.add_argument("--crosses", type=int, default=shape.crosses)
-    parser.add_argument("--hidden", type=int, nargs="*", default=list(shape.hidden), help="units of the trunk's layers")
-    parser.add_argument("--knots", type=int, default=shape.knots, help="of each head's calibration")
-    parser.add_argument("--rounds", type=int, default=50)
-    return parser
-
-
-if __name__ == "__main__":
-    sys.exit(main())
