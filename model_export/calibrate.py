@@ -6,6 +6,8 @@ events each, say more than many, and the curve between them is known. Blocks are
 each holds enough of both classes and stands apart from its neighbour: a block of few events says little, and a steep
 line would make noise of rounding.
 
+A graph takes the knots as they are (`model_export.graph_calibration`): lines in the log odds are what it draws.
+
 The regression sees rows counted by score (`ScoreCounts`): memory does not grow with rows, and counts of parts of the
 data add up to the counts of all of it.
 
@@ -16,28 +18,30 @@ predictions give one knot. A head with too few events can not be fitted: `prior_
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.isotonic import isotonic_regression
 
 from model_export.sampling import prior_corrected
-from model_export.weights import Knots
+from model_export.weights import Floats, Knots
 
 # Bits of a float32 score that do not tell buckets apart: of its 23 after the point 12 are left, so the scores of a
 # bucket are at most 2^-12 of themselves apart. Knots stand four times as far apart.
 _BITS_JOINED = 11
-# Neighbouring knots are at least this share of their x apart.
+# Neighbouring blocks are at least this share of their x apart.
 DISTANCE_MIN = 1e-3
-# The lines beyond the ends rise with this share of the steepest slope that stays inside (0, 1).
-END_SLOPE_SHARE = 0.05
-# Knots of a prior correction: evenly spaced in the logit of x. Between two the line is at most 0.8 % off.
-_PRIOR_LOGITS = np.linspace(-8, 12, 101)
-# Knots of a fitted calibration stand so far apart in the logit of x: the curve is at most 0.8 % off as well.
-_LOGITS_APART = 0.2
 
 # Leaves probabilities as they are.
-IDENTITY = Knots(np.array([0.0, 1.0], np.float32), np.array([0.0, 1.0], np.float32), 1.0)
+IDENTITY = Knots(np.zeros(1, np.float32), np.zeros(1, np.float32))
+
+
+class Blocks(NamedTuple):
+    """An isotonic regression: B blocks at their mean prediction and their mean label, float32 [B], strictly rising."""
+
+    x: Floats
+    y: Floats
 
 
 @dataclass(frozen=True)
@@ -111,8 +115,7 @@ def _summed(
 def fit_calibration(counts: ScoreCounts, rate: float, events_min: int, blocks_max: int) -> Knots:
     """Calibrates one head: isotonic regression on what undoing the sampling leaves, joined in the log odds.
 
-    Through the blocks of `fit_isotonic`, and beyond the first and the last in parallel to the undone sampling. The
-    knots lie between the lowest and the highest score seen.
+    A knot for each block of `fit_isotonic`; beyond the first and the last in parallel to the undone sampling.
 
     Args:
         counts: Of raw probabilities, on rows at the natural rate.
@@ -124,15 +127,12 @@ def fit_calibration(counts: ScoreCounts, rate: float, events_min: int, blocks_ma
     blocks = fit_isotonic(
         replace(counts, score_sums=counts.rows * prior_corrected(scores, rate)), events_min, blocks_max
     )
-    lowest, highest = _logit(scores[[0, -1]])
-    logits = np.linspace(lowest, highest, 1 + int(np.ceil((highest - lowest) / _LOGITS_APART)))
-    at_blocks = _logit(blocks.x.astype(np.float64))
-    uncorrected = logits + np.log(rate)  # the formula of sampling multiplies odds by the rate
-    correction = np.interp(uncorrected, at_blocks, _logit(blocks.y.astype(np.float64)) - at_blocks)
-    x, y = ((1 / (1 + np.exp(-z))).astype(np.float32) for z in (logits, uncorrected + correction))
+    # The formula of sampling multiplies odds by the rate.
+    x, y = (_logit(p.astype(np.float64)).astype(np.float32) for p in blocks)
+    x -= np.float32(np.log(rate))
     # Where rounding leaves no rise.
-    rising = np.flatnonzero((np.diff(x, prepend=-1) > 0) & (np.diff(y, prepend=-1) > 0))
-    return Knots(x[rising], y[rising], end_slope(x[rising], y[rising]))
+    rising = np.flatnonzero((np.diff(x, prepend=-np.inf) > 0) & (np.diff(y, prepend=-np.inf) > 0))
+    return Knots(x[rising], y[rising])
 
 
 def _logit(p: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -141,13 +141,13 @@ def _logit(p: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(np.log(inside / (1 - inside)))
 
 
-def fit_isotonic(counts: ScoreCounts, events_min: int, blocks_max: int) -> Knots:
-    """Isotonic regression of one head on rows at the natural rate: a knot for each block.
+def fit_isotonic(counts: ScoreCounts, events_min: int, blocks_max: int) -> Blocks:
+    """Isotonic regression of one head on rows at the natural rate.
 
     Args:
         counts: Of raw probabilities.
         events_min: Positives, and negatives, that each block must have; at least 1.
-        blocks_max: Most knots: with many events a block needs more of them.
+        blocks_max: Most blocks: with many events a block needs more of them.
 
     Raises:
         ValueError: There are fewer than `events_min` of either class.
@@ -158,40 +158,21 @@ def fit_isotonic(counts: ScoreCounts, events_min: int, blocks_max: int) -> Knots
         raise ValueError(f"{positives} positives and {negatives} negatives: too few of one")
     rows, x_sums, y_sums = _pooled(counts)
     needed = max(events_min, -(-events // blocks_max))
-    x, y = _joined(rows, x_sums, y_sums, needed)
-    return Knots(x, y, end_slope(x, y))
+    return _joined(rows, x_sums, y_sums, needed)
 
 
 def apply_knots(knots: Knots, raw: NDArray[np.float32]) -> NDArray[np.float64]:
     """Calibrated probabilities of raw ones, any shape: the map that `Knots` defines, in float64."""
     x, y, q = knots.x.astype(np.float64), knots.y.astype(np.float64), raw.astype(np.float64)
-    inside = np.interp(q, x, y)
-    beyond = np.where(q < x[0], q - x[0], np.maximum(q - x[-1], 0.0))
-    return np.asarray(np.clip(inside + knots.end_slope * beyond, 0.0, 1.0))
-
-
-def steepest_slope(knots: Knots) -> float:
-    """Of the map that `Knots` defines: what a difference of raw probabilities is multiplied by at most."""
-    inner = np.diff(knots.y.astype(np.float64)) / np.diff(knots.x.astype(np.float64))
-    return float(np.max(inner, initial=knots.end_slope))
+    with np.errstate(divide="ignore"):  # 0 and 1 stay what they are
+        odds = np.log(q) - np.log1p(-q)
+    beyond = np.minimum(odds - x[0], 0) + np.maximum(odds - x[-1], 0)
+    return np.asarray(1 / (1 + np.exp(-(np.interp(odds, x, y) + beyond))))
 
 
 def prior_correction(rate: float) -> Knots:
-    """The map of `sampling.prior_corrected` for one head, as knots; `rate` in (0, 1]."""
-    x = 1 / (1 + np.exp(-_PRIOR_LOGITS))
-    x32 = x.astype(np.float32)
-    y32 = prior_corrected(x32.astype(np.float64), rate).astype(np.float32)
-    return Knots(x32, y32, end_slope(x32, y32))
-
-
-def end_slope(x: NDArray[np.float32], y: NDArray[np.float32]) -> float:
-    """A slope beyond the ends of knots with 0 < y < 1 on which no probability reaches 0 or 1."""
-    rooms = []
-    if x[0] > 0:
-        rooms.append(float(y[0]) / float(x[0]))
-    if x[-1] < 1:
-        rooms.append((1 - float(y[-1])) / (1 - float(x[-1])))
-    return END_SLOPE_SHARE * min(rooms)
+    """The map of `sampling.prior_corrected` for one head, as a knot; `rate` in (0, 1]."""
+    return Knots(np.zeros(1, np.float32), np.array([np.log(rate)], np.float32))
 
 
 def _pooled(counts: ScoreCounts) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
@@ -206,8 +187,8 @@ def _pooled(counts: ScoreCounts) -> tuple[NDArray[np.float64], NDArray[np.float6
 
 def _joined(
     rows: NDArray[np.float64], x_sums: NDArray[np.float64], y_sums: NDArray[np.float64], events_min: int
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Knots of the blocks, joined from the left until each has its events and its distance from the one before."""
+) -> Blocks:
+    """The blocks joined from the left until each has its events and its distance from the one before."""
     x: list[np.float32] = []
     y: list[np.float32] = []
     block = np.zeros(3)  # rows, sum of predictions, sum of labels
@@ -225,4 +206,4 @@ def _joined(
     # What is left over at the top belongs to the last block.
     last += block
     x[-1], y[-1] = np.float32(last[1] / last[0]), np.float32(last[2] / last[0])
-    return np.array(x, np.float32), np.array(y, np.float32)
+    return Blocks(np.array(x, np.float32), np.array(y, np.float32))

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_export import graph_first_layer as first_layer
-from model_export.graph_calibration import add_calibration
+from model_export.graph_calibration import add_calibration, add_sigmoid
 from model_export.graph_codes import add_codes, plan_codes
 from model_export.graph_sparse import SparseTable, add_lookup, plan_lookup, sparse_inputs
 from model_export.graph_table import Table, Term
@@ -99,8 +99,8 @@ def _build(
         widths["tweet"] -= scalars
     hidden = _add_first_layer(graph, tables, weights, form)
     logits = _add_net(graph, weights, hidden, trunk_input_max)
-    _add_sigmoid(graph, logits, "raw_probabilities")
-    add_calibration(graph, "raw_probabilities", calibration, "probabilities")
+    add_sigmoid(graph, logits, "raw_probabilities")
+    add_sigmoid(graph, add_calibration(graph, logits, calibration), "probabilities")
     inputs = [
         tensor_info(name, "float32", (rows, widths[group])) for group, (name, rows) in _INPUTS.items() if widths[group]
     ]
@@ -234,17 +234,6 @@ def _add_towers(graph: GraphWriter, towers: Towers, x: str) -> str:
     for head in range(heads):
         diagonal[head * width : (head + 1) * width, head] = towers.out[head]
     return _add_dense(graph, "towers/out", Dense(diagonal, towers.bias, relu=False), hidden)
-
-
-def _add_sigmoid(graph: GraphWriter, logits: str, output: str) -> None:
-    """1 / (1 + exp(-x)), good to the last digits at any x.
-
-    onnxruntime's Sigmoid is off by 1e-3 of a probability of 2e-4, and falls in places where x rises: it would tie and
-    swap Tweets by what rare heads say.
-    """
-    odds_against = graph.node("Exp", [graph.node("Neg", [logits], "sigmoid/negated")], "sigmoid/odds_against")
-    one = graph.constant("sigmoid/one", np.ones((), np.float32))
-    graph.node("Reciprocal", [graph.node("Add", [odds_against, one], "sigmoid/plus_one")], output)
 
 
 def _check(schema: Schema, weights: NetWeights, calibration: Sequence[Knots]) -> None:

@@ -1,74 +1,68 @@
-"""The calibration of all heads as graph nodes."""
+"""The probabilities of all heads, and their calibration, as graph nodes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import numpy as np
-from onnx import TensorProto
+from numpy.typing import NDArray
 
 from model_export.graph_writer import GraphWriter
 from model_export.weights import Floats, Knots
 
+_BEYOND = 128.0
 
-def add_calibration(graph: GraphWriter, raw: str, calibration: Sequence[Knots], output: str) -> None:
-    """Adds `output` = the calibrated form of `raw`, both float32 [N, H].
 
-    A probability falls into the segment numbered by the knots at or below it, and goes on from the segment's anchor
-    with the segment's slope. The result is held below the segment's upper end: so it never falls as `raw` rises, not
-    even by a rounding.
+def add_sigmoid(graph: GraphWriter, logits: str, output: str) -> None:
+    """Adds `output` = 1 / (1 + exp(-logits)), good to the last digits at any x.
+
+    onnxruntime's Sigmoid is off by 1e-3 of a probability of 2e-4, and falls in places where x rises: it would tie and
+    swap Tweets by what rare heads say.
     """
-    x, segments = _tables(calibration)
-    heads, knots_max = x.shape
-    # Heads outside, Tweets inside: every operation then runs along all Tweets.
-    value = graph.node("Transpose", [raw], "calibration/raw", perm=[1, 0])
-    axis = graph.constant("calibration/knot_axis", np.array([1], np.int64))
-    spread = graph.node("Unsqueeze", [value, axis], "calibration/values")
-    knots = graph.constant("calibration/knots", x[:, :, np.newaxis])
-    reached = graph.node("GreaterOrEqual", [spread, knots], "calibration/reached")  # [H, B, N]
-    bits = graph.cast(reached, TensorProto.INT8, "calibration/bits_int8")
-    ones = graph.constant("calibration/ones", np.ones((1, knots_max), np.uint8))
-    # Counts several times as fast as ReduceSum.
-    count = graph.node("MatMulInteger", [ones, bits], "calibration/knots_below")  # [H, 1, N]
-    first_rows = (np.arange(heads, dtype=np.int32) * (knots_max + 1))[:, np.newaxis, np.newaxis]
-    offsets = graph.constant("calibration/offsets", first_rows)
-    row = graph.node("Add", [count, offsets], "calibration/row")
-    segment = graph.node("Gather", [graph.constant("calibration/segments", segments), row], "calibration/segment")
-    as_rows = graph.constant("calibration/as_rows", np.array([-1, 4], np.int64))
-    rows = graph.node("Reshape", [segment, as_rows], "calibration/segment_rows")
-    columns = graph.node("Transpose", [rows], "calibration/segment_columns", perm=[1, 0])
-    as_tables = graph.constant("calibration/as_tables", np.array([4, heads, -1], np.int64))
-    tables = graph.node("Reshape", [columns, as_tables], "calibration/segment_tables")  # [4, H, N]
-    indices = [graph.constant(f"calibration/table{i}", np.array(i)) for i in range(4)]
-    x_anchor, y_anchor, slope, upper_end = (
-        graph.node("Gather", [tables, index], f"calibration/{name}", axis=0)
-        for index, name in zip(indices, ("x_anchor", "y_anchor", "slope", "upper_end"), strict=True)
+    odds_against = graph.node("Exp", [graph.node("Neg", [logits], f"{output}/negated")], f"{output}/odds_against")
+    one = graph.constant(f"{output}/one", np.ones((), np.float32))
+    graph.node("Reciprocal", [graph.node("Add", [odds_against, one], f"{output}/plus_one")], output)
+
+
+def add_calibration(graph: GraphWriter, logits: str, calibration: Sequence[Knots]) -> str:
+    """Adds the calibrated form of logits [N, H]; returns it, [N, H].
+
+    The map of a head is its value at the first knot and a term for each segment: how much of the segment lies below
+    the logit, from none to all of it, times the segment's rise. Each term rises with the logit to the last bit, and so
+    does their sum. The segments beyond the ends are `_BEYOND` long: there no probability is told from 0 or 1.
+    """
+    factor, offset, rise, first = _segments(calibration)
+    # A column for each segment of each head: the head's logit times the factor, others times zero.
+    constants = [graph.constant("calibration/factors", factor), graph.constant("calibration/offsets", offset)]
+    away = graph.node("Gemm", [logits, *constants], "calibration/away")
+    ends = [graph.constant(f"calibration/{name}", np.array(x, np.float32)) for name, x in (("none", 0), ("all", 1))]
+    shares = graph.node("Clip", [away, *ends], "calibration/shares")
+    constants = [graph.constant("calibration/rises", rise), graph.constant("calibration/first", first)]
+    return graph.node("Gemm", [shares, *constants], "calibration/logits")
+
+
+def _segments(calibration: Sequence[Knots]) -> tuple[Floats, Floats, Floats, Floats]:
+    """The S segments of H heads.
+
+    Returns:
+        Factors [H, S] and offsets [S] that make a head's logit the share of the segment that lies below it, not yet
+        clipped; for the segment below the first knot the share that lies above. Rises [S, H], and where these start:
+        values at the first knots [H].
+    """
+    heads = len(calibration)
+    # Powers of two as factors leave what is beyond the ends as exact as the logit is.
+    factors = [np.concatenate([[-1 / _BEYOND], 1 / np.diff(_wide(k.x)), [1 / _BEYOND]]) for k in calibration]
+    starts = [np.concatenate([knots.x[:1], knots.x]) for knots in calibration]
+    rises = [np.concatenate([[-_BEYOND], np.diff(_wide(k.y)), [_BEYOND]]) for k in calibration]
+    of_head = np.equal.outer(np.arange(heads), np.repeat(np.arange(heads), [len(f) for f in factors]))
+    factor = np.concatenate(factors)
+    return (
+        (of_head * factor).astype(np.float32),
+        (-factor * np.concatenate(starts)).astype(np.float32),
+        (of_head * np.concatenate(rises)).T.astype(np.float32),
+        np.array([knots.y[0] for knots in calibration], np.float32),
     )
-    away = graph.node("Sub", [value, x_anchor], "calibration/from_anchor")
-    rise = graph.node("Mul", [away, slope], "calibration/rise")
-    total = graph.node("Add", [rise, y_anchor], "calibration/total")
-    held = graph.node("Min", [total, upper_end], "calibration/held")
-    zero = graph.constant("calibration/zero", np.zeros((), np.float32))
-    positive = graph.node("Max", [held, zero], "calibration/positive")
-    graph.node("Transpose", [positive], output, perm=[1, 0])
 
 
-def _tables(calibration: Sequence[Knots]) -> tuple[Floats, Floats]:
-    """Knots [H, B], +inf after a head's last, and segments [H * (B + 1), 4]: anchor x and y, slope, upper end."""
-    knots_max = max(len(knots.x) for knots in calibration)
-    x = np.full((len(calibration), knots_max), np.inf, np.float32)
-    segments = np.zeros((len(calibration), knots_max + 1, 4), np.float32)
-    for head, knots in enumerate(calibration):
-        count = len(knots.x)
-        x[head, :count] = knots.x
-        inner = np.diff(knots.y.astype(np.float64)) / np.diff(knots.x.astype(np.float64))
-        segments[head, : count + 1] = np.stack(
-            [
-                np.concatenate([knots.x[:1], knots.x]),
-                np.concatenate([knots.y[:1], knots.y]),
-                np.concatenate([[knots.end_slope], inner, [knots.end_slope]]),
-                np.concatenate([knots.y, [1.0]]),
-            ],
-            axis=1,
-        )
-    return x, segments.reshape(-1, 4)
+def _wide(values: Floats) -> NDArray[np.float64]:
+    return values.astype(np.float64)

@@ -9,7 +9,7 @@ import onnxruntime
 import torch
 from numpy.typing import NDArray
 
-from model_export.calibrate import apply_knots, steepest_slope
+from model_export.calibrate import apply_knots
 from model_export.datasets.records import Impressions
 from model_export.examples import Examples
 from model_export.graph import Precision
@@ -21,6 +21,7 @@ from model_export.weights import Knots
 # Largest difference of a raw probability. That of int8 bears on sanity only: rounding moves some probabilities by
 # this much, and what it costs is measured on all of them.
 DIFFERENCE_MAX: dict[Precision, float] = {"float32": 1e-5, "int8": 0.1}
+_ROUNDING = 1e-6  # of a calibrated probability, float32
 
 
 class ParityError(ValueError):
@@ -64,8 +65,8 @@ def check_parity(
         The largest difference of a raw probability.
 
     Raises:
-        ParityError: It is beyond DIFFERENCE_MAX, a calibrated probability is further off than that times the steepest
-            slope of its calibration, or the graph answers NaN.
+        ParityError: It is beyond DIFFERENCE_MAX, a calibrated probability is none that a raw one so far off would give,
+            or the graph answers NaN.
     """
     expected = torch_probabilities(network, impressions)
     raw, calibrated = score(graph, impressions)
@@ -74,7 +75,8 @@ def check_parity(
     if not difference <= allowed:
         raise ParityError(f"raw probabilities are up to {difference:.3g} apart, {allowed:g} allowed")
     for head, knots in enumerate(calibration):
-        off = float(np.abs(apply_knots(knots, expected[:, head]) - calibrated[:, head]).max())
-        if not off <= allowed * max(1.0, steepest_slope(knots)):
-            raise ParityError(f"calibrated probabilities of head {head} are up to {off:.3g} apart")
+        least, most = (apply_knots(knots, np.clip(expected[:, head] + off, 0, 1)) for off in (-allowed, allowed))
+        off = float(np.maximum(least - calibrated[:, head], calibrated[:, head] - most).max())
+        if not off <= _ROUNDING:
+            raise ParityError(f"calibrated probabilities of head {head} are up to {off:.3g} too far off")
     return difference

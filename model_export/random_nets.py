@@ -41,7 +41,7 @@ class NetShape:
     crosses: int = 0
     hidden: tuple[int, ...] = (128, 64)
     tower_units: int = 16
-    knots: int = 64
+    knots: int = 8
 
 
 def random_net(schema: Schema, shape: NetShape, seed: int) -> tuple[NetWeights, list[Knots]]:
@@ -84,8 +84,8 @@ def random_net(schema: Schema, shape: NetShape, seed: int) -> tuple[NetWeights, 
     hidden = Dense(draw((k, *shape.hidden)[-1], width), draw(width), relu=True)
     towers = Towers(hidden, draw(heads, shape.tower_units), draw(heads))
     net = NetWeights({name: group(name) for name in GROUPS}, draw(k), crosses, True, trunk, towers)
-    steps = np.linspace(0.01, 0.99, shape.knots, dtype=np.float32)
-    return net, [Knots(steps, steps**2, end_slope=1e-3) for _ in range(heads)]
+    logits = np.linspace(-4, 4, shape.knots, dtype=np.float32)
+    return net, [Knots(logits, (logits + logits**3 / 99).astype(np.float32)) for _ in range(heads)]
 
 
 def random_feeds(schema: Schema, rows: int, authors: int, absent_share: float, seed: int) -> Feeds:

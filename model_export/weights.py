@@ -168,16 +168,15 @@ class NetWeights:
 
 @dataclass(frozen=True)
 class Knots:
-    """Calibration of one head: a rising, piecewise linear map from raw to calibrated probability.
+    """Calibration of one head: raw to calibrated probability, rising, piecewise linear in the log odds of both.
 
-    Below the first and above the last knot the value goes on with the slope `end_slope`, clipped to [0, 1].
+    Below the first and above the last knot the log odds differ by what they do at that knot: so the best Tweets stay
+    apart where the data no longer can tell them apart.
 
     Attributes:
-        x: [B] raw probabilities, strictly increasing; B >= 1.
-        y: [B] calibrated probabilities, strictly increasing.
-        end_slope: Small and positive: keeps the best Tweets apart where the data no longer can.
+        x: [B] raw log odds, strictly increasing; B >= 1.
+        y: [B] calibrated log odds, strictly increasing.
     """
 
     x: Floats
     y: Floats
-    end_slope: float

@@ -19,7 +19,7 @@ from service.schema import GROUPS, Feature, Group, Head, Schema
 NAN = float("nan")
 INF = float("inf")
 EMPTY = GroupWeights((), (), ())
-RISING = Knots(np.array([0.0, 1.0], np.float32), np.array([0.0, 1.0], np.float32), 0.001)
+RISING = Knots(np.array([-1.0, 1.0], np.float32), np.array([-1.0, 1.0], np.float32))
 PRECISIONS: dict[str, Precision] = {"float32": "float32", "int8": "int8"}
 INPUT_NAMES: dict[Group, str] = {"viewer": "viewer", "author": "authors", "tweet": "tweets"}
 Tables = dict[Group, Floats]
@@ -85,13 +85,14 @@ def reference_raw(weights: NetWeights, tables: Tables, author_index: np.ndarray[
 
 def reference_calibrated(knots: Knots, p: float) -> float:
     x, y = knots.x.astype(np.float64), knots.y.astype(np.float64)
-    if p < x[0]:
-        value = float(y[0]) + knots.end_slope * (p - float(x[0]))
-    elif p >= x[-1]:
-        value = float(y[-1]) + knots.end_slope * (p - float(x[-1]))
+    z = math.log(p / (1 - p))
+    if z < x[0]:
+        z += float(y[0] - x[0])
+    elif z >= x[-1]:
+        z += float(y[-1] - x[-1])
     else:
-        value = float(np.interp(p, x, y))
-    return min(max(value, 0.0), 1.0)
+        z = float(np.interp(z, x, y))
+    return 1 / (1 + math.exp(-z))
 
 
 def run(model: bytes, tables: Tables, author_index: Any) -> tuple[Floats, Floats]:
@@ -169,9 +170,9 @@ class RandomNet:
 
     def _knots(self) -> Knots:
         count = int(self.rng.integers(1, 30))
-        x = np.sort(self.rng.choice(1000, count, replace=False)) / np.float32(1000)
-        y = np.sort(self.rng.choice(5000, count, replace=False)) / np.float32(5000)
-        return Knots(x.astype(np.float32), y.astype(np.float32), 1e-3)
+        x = np.sort(self.rng.choice(1000, count, replace=False)) / np.float32(100) - np.float32(5)
+        y = np.sort(self.rng.choice(5000, count, replace=False)) / np.float32(500) - np.float32(5)
+        return Knots(x.astype(np.float32), y.astype(np.float32))
 
     def _group(self, group: Group, units: int) -> GroupWeights:
         layout = self.schema.layouts[group]

@@ -43,10 +43,7 @@ class Parameters:
 def load_knots(artifact: Path) -> list[Knots]:
     """The calibration in an artifact of this step, by head."""
     document = json.loads((artifact / "calibration.json").read_text())
-    return [
-        Knots(np.array(head["x"], np.float32), np.array(head["y"], np.float32), head["end_slope"])
-        for head in document.values()
-    ]
+    return [Knots(np.array(head["x"], np.float32), np.array(head["y"], np.float32)) for head in document.values()]
 
 
 def _run(context: Context) -> str:
@@ -94,12 +91,11 @@ def _calibrated(counts: ScoreCounts, rate: float, parameters: Parameters) -> dic
         "cumulative_error": counts.cumulative_error / max(positives, 1),
         "x": knots.x.tolist(),
         "y": knots.y.tolist(),
-        "end_slope": knots.end_slope,
     }
 
 
 STEP = Step(
-    version=4,
+    version=5,
     parameters=Parameters,
     inputs=("data", "sample", "train", "export"),
     parts=("split", "features", "heads"),

@@ -50,4 +50,4 @@ def _run(context: Context) -> str:
     return f"{form}, {len(model) / 1e6:.2f} MB, raw probabilities within {difference:.1e} of torch's"
 
 
-STEP = Step(version=2, parameters=Parameters, inputs=("data", "train"), parts=("split", "features", "heads"), run=_run)
+STEP = Step(version=3, parameters=Parameters, inputs=("data", "train"), parts=("split", "features", "heads"), run=_run)

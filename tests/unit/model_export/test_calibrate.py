@@ -12,14 +12,13 @@ from sklearn.isotonic import IsotonicRegression
 
 from model_export.calibrate import (
     DISTANCE_MIN,
-    END_SLOPE_SHARE,
     IDENTITY,
+    Blocks,
     ScoreCounts,
     apply_knots,
     fit_calibration,
     fit_isotonic,
     prior_correction,
-    steepest_slope,
 )
 from model_export.weights import Knots
 
@@ -39,7 +38,7 @@ def labels_of(values: Any) -> Labels:
     return np.array(values, np.uint8)
 
 
-def fit(predictions: Floats, labels: Labels, events_min: int, blocks_max: int) -> Knots:
+def fit(predictions: Floats, labels: Labels, events_min: int, blocks_max: int) -> Blocks:
     return fit_isotonic(ScoreCounts.of(predictions, labels), events_min, blocks_max)
 
 
@@ -170,8 +169,6 @@ def test_four_rows_by_hand() -> None:
 
     assert knots.x.tolist() == [pytest.approx(0.25)]
     assert knots.y.tolist() == [0.5]
-    # Room down to (0, 0): .5 / .25; up to (1, 1): .5 / .75. The flatter one counts.
-    assert knots.end_slope == pytest.approx(END_SLOPE_SHARE * 0.5 / 0.75)
 
 
 @given(samples, st.integers(1, 5), st.integers(1, 8))
@@ -190,7 +187,6 @@ def test_knots_rise_strictly_with_enough_events_each(
     assert 1 <= len(knots.x) <= blocks_max
     assert 0 < knots.y[0] <= labels.mean() + 1e-6
     assert labels.mean() - 1e-6 <= knots.y[-1] < 1
-    assert 0 < knots.end_slope < 1
 
 
 @given(samples, st.randoms(use_true_random=False))
@@ -215,11 +211,14 @@ def test_constant_predictions_give_one_knot() -> None:
 
 
 @pytest.mark.parametrize("prediction", [0.0, 1.0])
-def test_saturated_predictions_leave_a_usable_slope(prediction: float) -> None:
-    """A raw probability of exactly 0 or 1 has room on one side only."""
-    knots = fit(np.full(4, prediction, np.float32), labels_of([1, 0, 0, 0]), 1, 50)
+def test_saturated_predictions_can_be_calibrated(prediction: float) -> None:
+    """A raw probability of exactly 0 or 1 has no log odds: it counts as a millionth away, and says what it came to."""
+    counts = ScoreCounts.of(np.full(4, prediction, np.float32), labels_of([1, 0, 0, 0]))
 
-    assert 0 < knots.end_slope < 1
+    knots = fit_calibration(counts, 1.0, 1, 50)
+
+    near = float32([abs(prediction - 1e-6)])
+    assert apply_knots(knots, near) == pytest.approx(0.25, rel=0.05)
 
 
 @pytest.mark.parametrize("labels", [[0, 0, 0], [1, 1, 1]])
@@ -244,10 +243,10 @@ def test_predictions_that_are_no_probabilities_are_refused(score: float) -> None
 
 def test_denormal_predictions_are_calibrated_like_others() -> None:
     """The smallest scores there are: one knot for zero and denormals, one far above."""
-    knots = fit(float32([0.0, 1e-45, 1e-40, 0.5, 0.5]), labels_of([0, 1, 0, 0, 1]), 1, 50)
+    counts = ScoreCounts.of(float32([0.0, 1e-45, 1e-40, 0.5, 0.5]), labels_of([0, 1, 0, 0, 1]))
 
-    assert knots.y.tolist() == [pytest.approx(1 / 3), pytest.approx(0.5)]
-    assert np.isfinite(apply_knots(knots, float32([0.0, 1e-45, 1.0]))).all()
+    assert fit_isotonic(counts, 1, 50).y.tolist() == [pytest.approx(1 / 3), pytest.approx(0.5)]
+    assert np.isfinite(apply_knots(fit_calibration(counts, 1.0, 1, 50), float32([0.0, 1e-45, 1.0]))).all()
 
 
 def test_blocks_are_joined_by_lines_in_the_log_odds() -> None:
@@ -259,9 +258,10 @@ def test_blocks_are_joined_by_lines_in_the_log_odds() -> None:
 
     scores = float32([0.2, 0.5, 0.8])
     np.testing.assert_allclose(apply_knots(knots, scores), [0.25, 0.5, 0.75], rtol=1e-3)
-    inner = (knots.y.astype(np.float64) / (1 - knots.y.astype(np.float64)))[1:-1]
-    odds = (knots.x.astype(np.float64) / (1 - knots.x.astype(np.float64)))[1:-1]
-    np.testing.assert_allclose(np.log(inner), np.log(odds) * np.log(3) / np.log(4), atol=1e-5)
+    between = np.linspace(0.21, 0.79, 50)
+    mapped = apply_knots(knots, between.astype(np.float32))
+    ratio = np.log(3) / np.log(4)
+    np.testing.assert_allclose(np.log(mapped / (1 - mapped)), np.log(between / (1 - between)) * ratio, atol=1e-5)
 
 
 def test_beyond_the_blocks_the_sampling_alone_is_undone() -> None:
@@ -271,27 +271,28 @@ def test_beyond_the_blocks_the_sampling_alone_is_undone() -> None:
 
     knots = fit_calibration(ScoreCounts.of(predictions, labels), 0.1, events_min=20, blocks_max=1)
 
-    factor = knots.y / (1 - knots.y) * (1 - knots.x) / knots.x
+    mapped = apply_knots(knots, predictions)
+    factor = mapped / (1 - mapped) * (1 - predictions) / predictions
     np.testing.assert_allclose(factor, factor[0], rtol=1e-4)
-    assert apply_knots(knots, predictions).mean() == pytest.approx(0.25, rel=0.15)
-    assert knots.x[[0, -1]].tolist() == pytest.approx([0.05, 0.95], rel=1e-3)
+    assert mapped.mean() == pytest.approx(0.25, rel=0.15)
 
 
 @given(samples, st.integers(1, 8), st.sampled_from([1e-3, 0.2, 1.0]))
 @settings(deadline=None)
 def test_calibration_rises_strictly(sample: tuple[list[int], list[int]], blocks_max: int, rate: float) -> None:
-    """Any data: strictly rising, inside (0, 1), from the lowest score to the highest."""
+    """Any data: knots rise strictly and are finite, and so do the answers, inside (0, 1), beyond the scores as well."""
     predictions, labels = percent(sample[0]), labels_of(sample[1])
     assume(0 < labels.sum() < len(labels))
 
     knots = fit_calibration(ScoreCounts.of(predictions, labels), rate, 1, blocks_max)
 
+    assert 1 <= len(knots.x) <= blocks_max
+    assert np.isfinite([knots.x, knots.y]).all()
     assert (np.diff(knots.x) > 0).all()
     assert (np.diff(knots.y) > 0).all()
-    assert 0 < knots.y[0] <= knots.y[-1] < 1
-    assert 0 < knots.end_slope < 1
-    assert knots.x[0] == pytest.approx(predictions.min(), rel=1e-3)
-    assert knots.x[-1] == pytest.approx(predictions.max(), rel=1e-3)
+    mapped = apply_knots(knots, np.linspace(1e-6, 1 - 1e-6, 1_001, dtype=np.float32))
+    assert (np.diff(mapped) > 0).all()
+    assert 0 < mapped[0] < mapped[-1] < 1
 
 
 @pytest.mark.parametrize("rate", [0.01, 1.0])
@@ -310,39 +311,27 @@ def test_what_is_calibrated_already_keeps_the_formula_of_sampling(rate: float) -
 
 @pytest.mark.parametrize("rate", [1e-4, 0.01, 0.3, 1.0])
 def test_prior_correction_follows_the_formula(rate: float) -> None:
-    """r q / (1 - q + r q), within 1 % where a net's answers lie; strictly rising."""
-    knots = prior_correction(rate)
+    """r q / (1 - q + r q)."""
     q = np.linspace(0.001, 0.9999, 5_000).astype(np.float32)
     q64 = q.astype(np.float64)
 
-    np.testing.assert_allclose(apply_knots(knots, q), rate * q64 / (1 - q64 + rate * q64), rtol=0.01)
-    assert (np.diff(knots.x) > 0).all()
-    assert (np.diff(knots.y) > 0).all()
-
-
-def test_lines_beyond_the_ends_stay_inside_zero_and_one() -> None:
-    """So that no plateau ties the best, and no probability is certain."""
-    knots = fit(float32([0.2, 0.3, 0.6, 0.7]), labels_of([0, 1, 1, 1]), 1, 50)
-
-    ends = apply_knots(knots, float32([0.0, 1.0]))
-
-    assert 0 < ends[0] < knots.y[0]
-    assert knots.y[-1] < ends[1] < 1
+    np.testing.assert_allclose(apply_knots(prior_correction(rate), q), rate * q64 / (1 - q64 + rate * q64), rtol=1e-6)
 
 
 def test_map_of_knots_by_hand() -> None:
-    """Knots (.2, .1), (.4, .5), slope .1: lines inside and beyond, clipped."""
-    knots = Knots(float32([0.2, 0.4]), float32([0.1, 0.5]), 0.1)
+    """Knots at odds (1/4, 1/9), (2/3, 1): a line between in the log odds, the factor of the last one beyond it."""
+    knots = Knots(np.log(float32([1 / 4, 2 / 3])), np.log(float32([1 / 9, 1])))
 
-    mapped = apply_knots(knots, float32([0.0, 0.2, 0.3, 0.4, 1.0]))
+    mapped = apply_knots(knots, float32([0.0, 1 / 9, 0.2, 0.4, 0.5, 1.0]))
 
-    assert mapped.tolist() == [pytest.approx(v, abs=1e-7) for v in (0.08, 0.1, 0.3, 0.5, 0.56)]
-    assert steepest_slope(knots) == pytest.approx(2.0)
-    assert apply_knots(Knots(float32([0.5]), float32([0.01]), 1.0), float32([0.0])).tolist() == [0.0]
+    # Odds of 1/8 are half of 1/4, so 1/18; odds of 1 are 3/2 of 2/3, so 3/2.
+    assert mapped.tolist() == [pytest.approx(v, abs=1e-7) for v in (0.0, 1 / 19, 0.1, 0.5, 0.6, 1.0)]
+    half_way = float32([np.sqrt(1 / 6) / (1 + np.sqrt(1 / 6))])
+    assert apply_knots(knots, half_way) == pytest.approx(1 / 4, rel=1e-6)  # odds of sqrt(1/9 * 1)
 
 
 def test_identity_changes_nothing() -> None:
     """What an uncalibrated graph carries."""
     q = float32([0.0, 1e-6, 0.25, 1.0])
 
-    assert (apply_knots(IDENTITY, q) == q).all()
+    np.testing.assert_allclose(apply_knots(IDENTITY, q), q, rtol=1e-12)
