@@ -154,9 +154,8 @@ def _add_group(
     terms: list[Term] = []
     if form != "plain":
         start = first_layer.add_large_categoricals(graph, table, weights.categoricals, start)
-        codes = plan_codes(weights, form)
-        if codes is not None:
-            terms.append(add_codes(table, codes))
+        if codes := plan_codes(weights, form):
+            terms += [add_codes(table, part, f"{table.name}/codes{i}") for i, part in enumerate(codes)]
         elif (thermometer := plan_thermometer(weights, form)) is not None:
             start = first_layer.add_thermometer(graph, table, thermometer, start)
     elif weights.binned or weights.categoricals:

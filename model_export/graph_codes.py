@@ -24,7 +24,12 @@ _RANK_TOLERANCE = 1e-6
 # Measured in int8 multiply-adds: a float32 one, and all that is done for a threshold and a Tweet to make codes.
 FLOAT32_COST = 2.2
 THRESHOLD_COST = 30
+# Features of few bins get a rectangle of their own where that saves this share of the thresholds.
+SPLIT_SHARE = 0.1
 _ZERO_POINT = 128
+
+# Codes [bins, d] and directions [d, K] of a feature.
+Factors = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 
 @dataclass(frozen=True)
@@ -44,18 +49,38 @@ class Codes:
     directions: Floats
 
 
-def plan_codes(weights: GroupWeights, precision: Precision) -> Codes | None:
-    """The codes of a group's discretised features and small categoricals; None where a thermometer costs less.
+def plan_codes(weights: GroupWeights, precision: Precision) -> list[Codes]:
+    """The codes of a group's discretised features and small categoricals; empty where a thermometer costs less.
 
     In int8, what is rounded is the cumulative code, so a code is off by at most half a scale.
     """
     features = [*weights.binned, *(as_binned(c) for c in weights.categoricals if not is_large(c))]
     if not features:
-        return None
+        return []
     factors = [_factors(feature.weights.astype(np.float64)) for feature in features]
     rank = max(codes.shape[1] for codes, _ in factors)
     if not _codes_pay(features, rank):
-        return None
+        return []
+    return [
+        _rectangle([features[i] for i in chosen], [factors[i] for i in chosen], rank, precision)
+        for chosen in split_by_height(np.array([len(feature.weights) for feature in features]))
+    ]
+
+
+def split_by_height(heights: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    """Features with so many thresholds each, by number: all in one rectangle, or the low ones in one apart."""
+
+    def area(low: np.int64) -> int:
+        below = int((heights <= low).sum())
+        return int(below * low + (len(heights) - below) * heights.max())
+
+    low = min(np.unique(heights), key=area)
+    if area(low) > (1 - SPLIT_SHARE) * area(heights.max()):
+        return [np.arange(len(heights))]
+    return [np.flatnonzero(heights <= low), np.flatnonzero(heights > low)]
+
+
+def _rectangle(features: Sequence[Binned], factors: Sequence[Factors], rank: int, precision: Precision) -> Codes:
     height, units = max(len(f.weights) for f in features), features[0].weights.shape[1]
     thresholds = np.full((len(features), height), np.inf, np.float32)
     steps = np.zeros((len(features), rank, height), np.float32 if precision == "float32" else np.int8)
@@ -74,9 +99,9 @@ def plan_codes(weights: GroupWeights, precision: Precision) -> Codes | None:
     return Codes(columns, thresholds, steps, directions.reshape(-1, units).astype(np.float32))
 
 
-def add_codes(table: Table, codes: Codes) -> Term:
-    """Adds the codes of a table's features to the graph."""
-    graph, name = table.graph, f"{table.name}/codes"
+def add_codes(table: Table, codes: Codes, name: str) -> Term:
+    """Adds the codes of some of a table's features to the graph, under this name."""
+    graph = table.graph
     values = table.pick(codes.columns[:, np.newaxis], name)  # [C, 1, rows]
     thresholds = graph.constant(f"{name}/thresholds", codes.thresholds[:, :, np.newaxis])
     reached = graph.node("GreaterOrEqual", [values, thresholds], f"{name}/reached")  # [C, J, rows]
@@ -94,7 +119,7 @@ def add_codes(table: Table, codes: Codes) -> Term:
     return Term(graph.node("Reshape", [found, shape], f"{name}/rows"), codes.directions)
 
 
-def _factors(rows: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _factors(rows: NDArray[np.float64]) -> Factors:
     """[bins, K] -> codes [bins, d], directions [d, K], whose product it is; d is its rank, at least 1."""
     left, lengths, right = np.linalg.svd(rows, full_matrices=False)
     rank = max(1, int((lengths > _RANK_TOLERANCE * lengths[0]).sum()))

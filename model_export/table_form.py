@@ -57,8 +57,8 @@ def sparse_pays(tweet: GroupWeights, scalars: int, present: float, precision: Pr
 def _dense_cost(weights: GroupWeights, precision: Precision) -> float:
     """Of its discretised features, in the form that `build` gives them."""
     codes = plan_codes(weights, precision)
-    if codes is not None:
-        return codes.directions.size * FLOAT32_COST + codes.thresholds.size * THRESHOLD_COST
+    if codes:
+        return sum(part.directions.size * FLOAT32_COST + part.thresholds.size * THRESHOLD_COST for part in codes)
     thermometer = plan_thermometer(weights, precision)
     bits = 0 if thermometer is None else thermometer.differences.size
     return bits * (FLOAT32_COST if precision == "float32" else 1)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model_export.graph import Precision, build
-from model_export.graph_codes import plan_codes
+from model_export.graph_codes import plan_codes, split_by_height
 from model_export.weights import Binned, Categorical, Floats, GroupWeights, NetWeights
 from service.schema import GROUPS, Feature, Head, Kind, Schema
 from tests.nets import RISING, Tables, f32, linear_net, reference_raw, run
@@ -73,9 +73,9 @@ def test_int8_codes_are_off_by_half_a_step_of_127_at_most(seed: int) -> None:
     schema, net, tables, index = _case(seed)
     bound = np.full(UNITS, 1e-4)
     for group in net.groups.values():
-        codes = plan_codes(group, "int8")
-        assert codes is not None
-        bound += 0.5 * np.abs(codes.directions).sum(axis=0)
+        parts = plan_codes(group, "int8")
+        assert parts
+        bound += 0.5 * sum(np.abs(codes.directions).sum(axis=0) for codes in parts)
 
     found = _logits(run(build(schema, net, [RISING] * UNITS, "int8"), tables, index)[1])
 
@@ -87,21 +87,39 @@ def test_steps_add_up_to_codes(precision: Precision) -> None:
     """Cumulative steps times directions are the weights of the bins; beyond a feature's thresholds nothing is added."""
     group = _group(np.random.default_rng(3), 2)
 
-    codes = plan_codes(group, precision)
+    parts = plan_codes(group, precision)
 
-    assert codes is not None
-    assert codes.columns.tolist() == [0, 1, 2]
-    assert codes.steps.shape == (3, 2, 16)
-    directions = codes.directions.reshape(3, 2, UNITS).astype(np.float64)
-    step_max = np.abs(directions).max(axis=(1, 2)).tolist()
+    assert [codes.columns.tolist() for codes in parts] == [[0], [1, 2]]
+    assert [codes.steps.shape for codes in parts] == [(1, 2, 5), (2, 2, 16)]
     wanted = [*(b.weights for b in group.binned), group.categoricals[0].weights]
-    for i, (size, weights) in enumerate(zip(SIZES, wanted, strict=True)):
-        bins = np.cumsum(codes.steps[i].astype(np.float64), axis=1).T @ directions[i]
-        tolerance = 1e-6 if precision == "float32" else step_max[i] * 1.01
-        np.testing.assert_allclose(bins[:size], weights, rtol=0, atol=tolerance)
-        assert not codes.steps[i, :, size:].any()
-        assert codes.thresholds[i].tolist()[:2] == [-np.inf, 0.0 if i < 2 else 1.0]
-        assert np.isposinf(codes.thresholds[i, size:]).all()
+    for codes in parts:
+        directions = codes.directions.reshape(-1, 2, UNITS).astype(np.float64)
+        step_max = np.abs(directions).max(axis=(1, 2)).tolist()
+        for i, column in enumerate(codes.columns.tolist()):
+            size = SIZES[column]
+            bins = np.cumsum(codes.steps[i].astype(np.float64), axis=1).T @ directions[i]
+            tolerance = 1e-6 if precision == "float32" else step_max[i] * 1.01
+            np.testing.assert_allclose(bins[:size], wanted[column], rtol=0, atol=tolerance)
+            assert not codes.steps[i, :, size:].any()
+            assert codes.thresholds[i].tolist()[:2] == [-np.inf, 0.0 if column < 2 else 1.0]
+            assert np.isposinf(codes.thresholds[i, size:]).all()
+
+
+@pytest.mark.parametrize(
+    ("heights", "low"),
+    [
+        ([20, 3, 20, 2, 3], [1, 3, 4]),  # 49 thresholds apart, 100 together
+        ([20, 20, 20, 15], None),  # 75 are not 10 % below 80
+        ([4, 4], None),
+        ([1, 2, 9, 10, 10, 10], [0, 1]),  # 4 + 40 of 60, and not 27 + 30
+    ],
+)
+def test_low_features_go_apart_where_that_saves_a_tenth(heights: list[int], low: list[int] | None) -> None:
+    """The cut that leaves the fewest thresholds, and every feature in one rectangle."""
+    parts = [part.tolist() for part in split_by_height(np.array(heights))]
+
+    everything = list(range(len(heights)))
+    assert parts == ([everything] if low is None else [low, [i for i in everything if i not in low]])
 
 
 def test_the_largest_steps_fit_eight_bits() -> None:
@@ -109,9 +127,8 @@ def test_the_largest_steps_fit_eight_bits() -> None:
     weights = np.outer([1, -1, 1, -1, *[0.5] * 12], np.linspace(-1, 1, UNITS)).astype(np.float32)
     group = GroupWeights((Binned(0, np.arange(15, dtype=np.float32), weights),), (), ())
 
-    codes = plan_codes(group, "int8")
+    (codes,) = plan_codes(group, "int8")
 
-    assert codes is not None
     bins = np.cumsum(codes.steps[0, 0].astype(np.float64))[:, np.newaxis] * codes.directions.astype(np.float64)
     np.testing.assert_allclose(bins, weights, rtol=0, atol=np.abs(codes.directions).max() * 0.51)
 
@@ -121,9 +138,9 @@ def test_free_rows_stay_a_thermometer() -> None:
     rng = np.random.default_rng(0)
     few_units = replace(Binned(0, np.arange(15, dtype=np.float32), _rows(rng, 16, 1)), weights=f32(*range(16))[:, None])
 
-    assert plan_codes(_group(rng, 16), "float32") is None
-    assert plan_codes(GroupWeights((few_units,), (), ()), "float32") is None
-    assert plan_codes(GroupWeights((), (), ()), "float32") is None
+    assert plan_codes(_group(rng, 16), "float32") == []
+    assert plan_codes(GroupWeights((few_units,), (), ()), "float32") == []
+    assert plan_codes(GroupWeights((), (), ()), "float32") == []
 
 
 def test_a_feature_that_adds_nothing_is_no_trouble() -> None:
@@ -131,7 +148,7 @@ def test_a_feature_that_adds_nothing_is_no_trouble() -> None:
     nothing = Binned(0, np.arange(15, dtype=np.float32), np.zeros((16, UNITS), np.float32))
     group = _group(np.random.default_rng(1), 2)
 
-    codes = plan_codes(replace(group, binned=(nothing, group.binned[1])), "int8")
+    codes = next(part for part in plan_codes(replace(group, binned=(nothing, group.binned[1])), "int8"))
 
-    assert codes is not None
+    assert codes.columns[0] == 0
     assert not (codes.steps[0].any() and codes.directions[:2].any())
