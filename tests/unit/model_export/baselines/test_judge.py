@@ -10,6 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from model_export.baselines.judge import calibrated, calibration, figures, judge
+from model_export.calibrate import apply_knots
 from model_export.datasets.records import Impressions, RecordSet
 from model_export.evaluate import relative_cross_entropy
 from model_export.steps.calibrate import Parameters
@@ -39,10 +40,10 @@ def test_a_head_with_few_positives_has_its_sampling_undone() -> None:
     labels = (np.arange(1_000) % 20 == 0).astype(np.uint8)
     method, knots = calibration(raw, labels, 0.1, Parameters(positives_min=51))
     assert method == "prior_correction"
-    assert float(np.interp(0.5, knots.x, knots.y)) == pytest.approx(1 / 11, rel=0.01)
+    assert apply_knots(knots, raw[:1]) == pytest.approx(1 / 11, rel=1e-6)
     method, knots = calibration(raw, labels, 0.1, Parameters(positives_min=50))
     assert method == "isotonic"
-    assert knots.y.tolist() == pytest.approx([0.05])
+    assert apply_knots(knots, raw[:1]) == pytest.approx(0.05, rel=1e-6)
 
 
 def test_judged_by_what_is_true(make_records: Callable[[int, int], RecordSet]) -> None:
