@@ -56,8 +56,8 @@ proto: $(VENV)/.dev ## regenerate service/generated from proto/
 bench: $(VENV)/.runtime ## server cost against its floor; BENCH_JSON=path for the file
 	@$(BIN)/python -m loadtest.bench --json $(or $(BENCH_JSON),bench.json)
 
-soak: $(VENV)/.runtime ## load on a server that must stay as it is; MINUTES=10 for longer than one
-	@$(BIN)/python -m loadtest.soak --minutes $(or $(MINUTES),1)
+soak: $(VENV)/.runtime ## load on a server that must stay as it is; MINUTES=10 for longer than one, or REQUESTS=1000000
+	@$(BIN)/python -m loadtest.soak $(if $(REQUESTS),--requests $(REQUESTS),--minutes $(or $(MINUTES),1))
 
 clean: ## remove what was made, the environment included
 	rm -rf $(VENV) build dist *.egg-info runs bench.json

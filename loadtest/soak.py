@@ -1,15 +1,18 @@
-"""Does a server stay as it is? `python -m loadtest.soak --minutes 10`, or `make soak MINUTES=10`.
+"""Does a server stay as it is? `python -m loadtest.soak --minutes 10 | --requests 1000000`; `make soak MINUTES=10`.
 
 A real server, with all that it does beside answering (served log, shadow model, new versions at first), gets timelines
-to rank one after the other from a few callers. Among them are requests that are refused, explained or only
-scored, callers that hang up, and new connections all the time. Its memory, threads and file descriptors are looked at
-every now and then; exit status 1 if they grew after the warm-up, or a call ended as none should.
+to rank one after the other from a few callers: most are small, for a leak shows by their number, and some are large.
+Among them are requests that are refused, explained or only scored, callers that hang up, and new connections all the
+time. Its memory, threads and file descriptors are looked at SAMPLES times, the first WARM_UP_SAMPLES of them as a
+warm-up; exit status 1 if they grew after it, or a call ended as none should.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import os
+import random
 import re
 import statistics
 import subprocess
@@ -19,7 +22,7 @@ import threading
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -27,6 +30,7 @@ from typing import NamedTuple
 import grpc
 
 from loadtest import traffic
+from loadtest.measures import positive
 from service.config import DEFAULT_BUNDLE
 from service.generated.timelines.ranking.v1 import ranking_pb2 as pb
 from service.generated.timelines.ranking.v1 import ranking_pb2_grpc
@@ -43,8 +47,15 @@ PROMOTE_AFTER = (2, 5, 8, 11)
 MEMORY_GROWTH_MAX = 0.02
 CALLS_PER_CONNECTION = 500
 DEADLINE_S = 30.0
-# How calls may end: answered, refused for their content, given up by their caller, or turned away to come back.
-EXPECTED = frozenset({"OK", "INVALID_ARGUMENT", "CANCELLED", "RESOURCE_EXHAUSTED"})
+# Tweets in a request -> requests of that size, of those sent in turn: many calls in little time, all sizes among them.
+MIX = {10: 188, 100: 9, 1_000: 2, 2_500: 1}
+POLL_S = 0.05
+# This process does not stand still for so long unless it is stopped, or the whole machine is.
+PAUSE_S = 2.0
+PAUSED = "DEADLINE_EXCEEDED in a pause of the machine"
+# How calls may end: answered, refused for their content, given up by their caller, turned away to come back, or late
+# where nobody could have been in time.
+EXPECTED = frozenset({"OK", "INVALID_ARGUMENT", "CANCELLED", "RESOURCE_EXHAUSTED", PAUSED})
 SERVICE = pb.DESCRIPTOR.services_by_name["TimelineRankingService"].full_name
 
 
@@ -58,23 +69,50 @@ class Sample(NamedTuple):
     descriptors: int
 
 
-class Callers:
-    """Threads that call a server until told to stop.
+class Pauses:
+    """Notices when this process stood still, as one that is stopped does, or one on a machine that is.
 
-    Attributes:
-        ended: How calls ended -> how many did, callers' own faults included.
+    The thread that waits for calls looks at the clock every POLL_S by `tick`; others ask.
     """
 
-    def __init__(self, target: str, requests: Sequence[pb.RankTimelineRequest]) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        """Begins to look; `clock` is in seconds."""
+        self._clock = clock
+        self._ticked_s = clock()
+        self._ended_s = -math.inf
+
+    def tick(self) -> None:
+        """To be called often."""
+        now_s = self._clock()
+        if now_s - self._ticked_s > PAUSE_S:
+            self._ended_s = now_s
+        self._ticked_s = now_s
+
+    def since(self, begun_s: float) -> bool:
+        """Whether there was a pause that ended after this moment, or ends now."""
+        return self._ended_s > begun_s or self._clock() - self._ticked_s > PAUSE_S
+
+
+class Callers:
+    """Threads that call a server until told to stop."""
+
+    def __init__(self, target: str, requests: Sequence[pb.RankTimelineRequest], pauses: Pauses) -> None:
         """Begins to call."""
-        self.ended: Counter[str] = Counter()
+        self._ended: Counter[str] = Counter()
         self._target = target
         self._requests = requests
+        self._pauses = pauses
         self._stop = threading.Event()
-        self._lock = threading.Lock()  # guards `ended`
+        self._lock = threading.Lock()  # guards `_ended`
         self._threads = [threading.Thread(target=self._call, args=(i,)) for i in range(CALLERS)]
         for thread in self._threads:
             thread.start()
+
+    @property
+    def ended(self) -> Counter[str]:
+        """How calls ended so far -> how many did, callers' own faults included."""
+        with self._lock:
+            return self._ended.copy()
 
     def stop(self) -> None:
         """Waits for the calls under way."""
@@ -90,7 +128,7 @@ class Callers:
                 for _ in range(CALLS_PER_CONNECTION):
                     end = self._one(channel, stub, turn)
                     with self._lock:
-                        self.ended[end] += 1
+                        self._ended[end] += 1
                     turn += 1
                     if self._stop.is_set():
                         return
@@ -98,6 +136,7 @@ class Callers:
     def _one(self, channel: grpc.Channel, stub: ranking_pb2_grpc.TimelineRankingServiceStub, turn: int) -> str:
         """Makes a call, in every hundred some of another kind; returns how it ended."""
         request = self._requests[turn % len(self._requests)]
+        begun_s = time.monotonic()
         try:
             match turn % 100:
                 case 10:
@@ -121,7 +160,8 @@ class Callers:
                 case _:
                     traffic.check_tweets(request, stub.RankTimeline(request, timeout=DEADLINE_S))
         except grpc.RpcError as error:
-            return str(error.code().name)
+            late = error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+            return PAUSED if late and self._pauses.since(begun_s) else str(error.code().name)
         except ValueError as error:
             return str(error)
         return "OK"
@@ -162,13 +202,13 @@ def look(pid: int, begun_s: float, calls: int) -> Sample:
     return Sample(time.monotonic() - begun_s, calls, fields["VmRSS"] * 1024, fields["Threads"], descriptors)
 
 
-def soak(bundle: Path, minutes: float, tweets: int | None) -> tuple[list[Sample], Counter[str]]:
-    """Soaks a server for so long; returns what it looked like, and how the calls ended.
+def soak(bundle: Path, minutes: float, calls: int | None) -> tuple[list[Sample], Counter[str]]:
+    """Soaks a server; returns SAMPLES looks at it, evenly over the run, and how the calls ended.
 
     Args:
         bundle: What it serves, and under another version reloads and compares it with.
-        minutes: How long.
-        tweets: In each request; None: the default mix.
+        minutes: How long, unless `calls` says how many.
+        calls: How many, at least; None: as many as there is time for.
     """
     with tempfile.TemporaryDirectory() as directory:
         root, log = Path(directory) / "models", Path(directory) / "log"
@@ -176,12 +216,22 @@ def soak(bundle: Path, minutes: float, tweets: int | None) -> tuple[list[Sample]
         for label in (STABLE, "canary"):
             repository.promote(repository.publish(bundle), label)
         with server(root, log) as (pid, target, metrics):
-            requests, ended = _warm_up(target, tweets)
-            callers = Callers(target, requests)
+            requests, ended = _warm_up(target)
+            pauses = Pauses()
+            callers = Callers(target, requests, pauses)
             begun_s, samples = time.monotonic(), []
+
+            def done() -> float:
+                """The share of the run that is behind us."""
+                if calls is not None:
+                    return callers.ended.total() / calls
+                return (time.monotonic() - begun_s) / (60 * minutes)
+
             try:
                 for i in range(SAMPLES):
-                    time.sleep(max(0.0, begun_s + (i + 1) * 60 * minutes / SAMPLES - time.monotonic()))
+                    while done() < (i + 1) / SAMPLES:
+                        time.sleep(POLL_S)
+                        pauses.tick()
                     with urllib.request.urlopen(f"http://{metrics}/metrics") as answer:
                         answer.read()
                     if i in PROMOTE_AFTER:
@@ -189,23 +239,34 @@ def soak(bundle: Path, minutes: float, tweets: int | None) -> tuple[list[Sample]
                     for file in sorted(log.iterdir())[:-1]:  # lest the disk be full
                         file.unlink()
                     samples.append(look(pid, begun_s, callers.ended.total()))
-                    print(f"\r{samples[-1].calls} calls", end="", file=sys.stderr, flush=True)
+                    _tell(samples[-1])
             finally:
                 callers.stop()
                 print(file=sys.stderr)
     return samples, ended + callers.ended
 
 
-def _warm_up(target: str, tweets: int | None) -> tuple[list[pb.RankTimelineRequest], Counter[str]]:
-    """Makes up requests and sends all at the same time; returns them, and how the calls ended.
+def _tell(sample: Sample) -> None:
+    megabytes = sample.memory_bytes / (1 << 20)
+    print(f"\r{sample.calls:,} calls, {megabytes:.1f} MiB", end="", file=sys.stderr, flush=True)
+
+
+def _warm_up(target: str) -> tuple[list[pb.RankTimelineRequest], Counter[str]]:
+    """Makes up requests, the large ones among the small, and sends all at the same time.
 
     A server makes its threads as calls come, and each has memory of its own: from now on all of them are there.
+
+    Returns: The requests, and how the calls ended.
     """
     with grpc.insecure_channel(target) as channel:
         stub = ranking_pb2_grpc.TimelineRankingServiceStub(channel)
         schema = traffic.schema_of(stub.DescribeModel(pb.DescribeModelRequest(), timeout=DEADLINE_S))
-        counts = [tweets] * traffic.REQUESTS if tweets else traffic.mixed_counts(traffic.REQUESTS, seed=1)
-        requests = traffic.requests(schema, counts, seed=1)
+        requests = [
+            request
+            for tweets, count in MIX.items()
+            for request in traffic.requests(schema, [tweets] * count, tweets, min(tweets, traffic.AUTHORS))
+        ]
+        random.Random(1).shuffle(requests)  # noqa: S311 - no secret
         burst = [stub.RankTimeline.future(request, timeout=DEADLINE_S) for request in requests]
         return requests, Counter(call.code().name for call in burst)
 
@@ -248,17 +309,18 @@ def faults(growth: Growth, ended: Counter[str], memory_growth_max: float) -> lis
 def main(argv: Sequence[str] | None = None) -> int:
     """Soaks, prints a table and what is wrong; returns the exit status, STEADY or GROWN."""
     parser = argparse.ArgumentParser(prog="python -m loadtest.soak", description="Does a server stay as it is?")
-    parser.add_argument("--minutes", type=float, default=1.0, metavar="M", help="default %(default)s")
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--minutes", type=float, default=1.0, metavar="M", help="how long; default %(default)s")
+    length.add_argument("--requests", type=positive, metavar="N", help="how many, instead")
     parser.add_argument("--bundle", type=Path, metavar="DIR", default=DEFAULT_BUNDLE, help="default: the embedded one")
-    parser.add_argument("--tweets", type=int, metavar="N", help="in each request; default: the mix of loadtest/traffic")
     parser.add_argument(
         "--memory-growth-max", type=float, metavar="SHARE", default=MEMORY_GROWTH_MAX, help="default %(default)s"
     )
     arguments = parser.parse_args(argv)
-    if not arguments.minutes > 0 or (arguments.tweets is not None and arguments.tweets < 1):
-        parser.error("--minutes and --tweets must be more than 0")
+    if not arguments.minutes > 0:
+        parser.error("--minutes must be more than 0")
 
-    samples, ended = soak(arguments.bundle, arguments.minutes, arguments.tweets)
+    samples, ended = soak(arguments.bundle, arguments.minutes, arguments.requests)
 
     print(f"{'seconds':>8}{'calls':>12}{'memory MiB':>12}{'threads':>9}{'descriptors':>13}")
     for sample in samples[:: max(1, SAMPLES // 15)]:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from collections import Counter
 from pathlib import Path
 
+import grpc
 import pytest
 
-from loadtest.soak import SAMPLES, Growth, Sample, faults, look
+from loadtest.soak import PAUSED, SAMPLES, Callers, Growth, Pauses, Sample, faults, look
+from service.generated.timelines.ranking.v1 import ranking_pb2 as pb
+from tests.server_process import answering
 
 MIB = 1 << 20
 
@@ -83,15 +87,58 @@ sys.stdin.read()
     assert 60 * MIB < more.memory_bytes - less.memory_bytes < 70 * MIB
 
 
+def test_pauses_by_hand() -> None:
+    """Looked at every second but for the five before 110: what began before that moment may be late because of it."""
+    now_s = [100.0]
+    pauses = Pauses(lambda: now_s[0])
+    for now_s[0] in (101.0, 103.0, 104.0, 105.0):
+        pauses.tick()
+    assert not pauses.since(99.0)
+
+    now_s[0] = 110.0  # nobody has looked yet
+    assert pauses.since(109.9)
+
+    pauses.tick()
+    assert pauses.since(109.9)
+    assert not pauses.since(110.0)
+
+
+@pytest.mark.parametrize(("paused", "end"), [(True, PAUSED), (False, "DEADLINE_EXCEEDED")])
+def test_a_late_call_is_no_fault_where_everything_stood_still(
+    paused: bool, end: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a server that answers nothing does to its callers is its own fault, unless they were stopped as well."""
+    monkeypatch.setattr("loadtest.soak.DEADLINE_S", 0.05)
+    now_s = [0.0]
+    pauses = Pauses(lambda: now_s[0])
+    now_s[0] = 3.0 if paused else 1.0
+    called, go_on = threading.Event(), threading.Event()
+
+    def answer(_request: bytes, _context: grpc.ServicerContext) -> bytes:
+        called.set()
+        go_on.wait()
+        return b""
+
+    with answering("timelines.ranking.v1.TimelineRankingService", {"RankTimeline": answer}) as target:
+        callers = Callers(target, [pb.RankTimelineRequest()], pauses)
+        assert called.wait(60)
+        callers.stop()
+        go_on.set()
+
+    assert set(callers.ended) == {end}
+    assert (not faults(Growth(0, 0, 0), callers.ended, 0.02)) is paused
+
+
 @pytest.mark.slow
-def test_a_short_soak(toy_bundle: Path) -> None:
+@pytest.mark.parametrize("length", [("--minutes", "0.2"), ("--requests", "2500")], ids=["by time", "by count"])
+def test_a_short_soak(length: tuple[str, str], toy_bundle: Path) -> None:
     """All kinds of calls end as they should, versions change, nothing leaks threads or files; a table says so.
 
-    Fifteen seconds are no time to judge memory by: the margin is wide.
+    Some seconds are no time to judge memory by: the margin is wide.
     """
-    flags = ["--minutes", "0.25", "--bundle", str(toy_bundle), "--tweets", "20", "--memory-growth-max", "0.2"]
+    flags = [*length, "--bundle", str(toy_bundle), "--memory-growth-max", "0.3"]
     done = subprocess.run(
-        [sys.executable, "-m", "loadtest.soak", *flags], capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-m", "loadtest.soak", *flags], capture_output=True, text=True, timeout=240, check=False
     )
     header, *lines = done.stdout.splitlines()
 
@@ -100,13 +147,26 @@ def test_a_short_soak(toy_bundle: Path) -> None:
     assert len([line for line in lines if line.startswith(" ")]) == SAMPLES // (SAMPLES // 15)
     assert "CANCELLED" in done.stdout
     assert "INVALID_ARGUMENT" in done.stdout
+    if length[0] == "--requests":
+        calls = [int(line.split()[1].replace(",", "")) for line in lines if line.startswith(" ")]
+        # A look is taken as soon as so many calls are over, and every fourth look has a line.
+        assert all(calls[i] >= 2_500 * (4 * i + 1) / SAMPLES for i in range(len(calls)))
+        assert int(lines[-2].split()[0].replace(",", "")) >= 2_500
 
 
-@pytest.mark.parametrize("flags", [["--minutes", "0"], ["--minutes", "nan"], ["--tweets", "0"]])
-def test_nothing_is_no_soak(flags: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--minutes", "0"], "--minutes must be more than 0"),
+        (["--minutes", "nan"], "--minutes must be more than 0"),
+        (["--requests", "0"], "'0' is not a positive whole number"),
+        (["--requests", "1", "--minutes", "1"], "not allowed with argument"),
+    ],
+)
+def test_nothing_is_no_soak(flags: list[str], message: str) -> None:
     """A usage error."""
     command = [sys.executable, "-m", "loadtest.soak", *flags]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
     assert done.returncode == 2
-    assert "--minutes and --tweets must be more than 0" in done.stderr
+    assert message in done.stderr
