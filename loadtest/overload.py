@@ -57,9 +57,11 @@ def find_saturation(generator: Generator) -> Saturation:
     return Saturation(generator.saturate(_in_turn(generator, SATURATING_CALLS)), deadline_s)
 
 
-def offer(generator: Generator, saturation: Saturation, times: float, rng: np.random.Generator) -> Offered:
+def offer(
+    generator: Generator, saturation: Saturation, times: float, rng: np.random.Generator, seconds: float = OFFERED_S
+) -> Offered:
     """Offers so many times the saturating rate."""
-    due_s = arrivals(times * saturation.rate, OFFERED_S, rng)
+    due_s = arrivals(times * saturation.rate, seconds, rng)
     return generator.offer(due_s, _in_turn(generator, len(due_s)), saturation.deadline_s)
 
 

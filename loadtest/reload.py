@@ -24,6 +24,7 @@ import numpy as np
 
 from loadtest import traffic
 from loadtest.open_loop import PATIENCE_S, Outcome, arrivals, generator
+from loadtest.picture import picture
 from loadtest.pinned import PinnedProcess
 from service.config import DEFAULT_BUNDLE
 from service.generated.timelines.ranking.v1 import ranking_pb2 as pb
@@ -179,7 +180,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m loadtest.reload", description="What viewers notice of a reload.")
     parser.add_argument("--bundle", type=Path, metavar="DIR", default=DEFAULT_BUNDLE, help="default: the embedded one")
     parser.add_argument("--seconds", type=int, default=30, metavar="N", help="default %(default)s")
-    parser.add_argument("--plot", type=Path, metavar="PATH", help="also draw it")
+    parser.add_argument("--plot", type=picture, metavar="PATH", help="also draw it")
     arguments = parser.parse_args(argv)
     if arguments.seconds < 1 + PROMOTIONS:
         parser.error(f"--seconds must be at least {1 + PROMOTIONS}")
