@@ -162,7 +162,8 @@ def plot(found: Mapping[str, Measure], path: Path) -> None:
     for times, share in zip(LOADS, shares, strict=True):
         above.annotate(f"{share.value:.0%}", (times, share.value), (0, 9), textcoords="offset points", ha="center")
     above.axhline(1, color="tab:gray", lw=0.8, ls="--")
-    above.set(ylim=(0, 1.25), ylabel="answers in full and in time,\nas a share of those at saturation")
+    above.set(ylim=(0, 1.15 * max(s.max for s in shares)))
+    above.set(ylabel="answers in full and in time,\nas a share of those at saturation")
     colors = ("tab:green", "gold", "lightsteelblue", "tab:red", "black")
     labels = ("in full and in time", "in time, with fewer scores", "refused at once", "nothing in time", "failed")
     bottom = np.zeros(len(LOADS))
