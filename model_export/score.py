@@ -13,6 +13,9 @@ from model_export.datasets.records import Impressions
 from service.schema import Group
 from service.sparse_table import sparse_feeds, split
 
+# Tweets of a run of the graph: what it holds in between grows with them.
+_ROWS_MAX = 2_048
+
 INPUT_OF_GROUP: dict[Group, str] = {"viewer": "viewer", "author": "authors", "tweet": "tweets"}
 
 
@@ -29,11 +32,11 @@ def score(
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """(raw probabilities, calibrated probabilities), float32 [n, H] each.
 
-    A run of the graph has one viewer row, so it takes as many consecutive impressions as share one. Each impression
-    brings an author row of its own: the answer is the same as with shared ones.
+    A run of the graph has one viewer row, so it takes consecutive impressions that share one. Each impression brings
+    an author row of its own: the answer is the same as with shared ones.
     """
     raw, calibrated = [], []
-    for rows in same_viewer(impressions.tables["viewer"]):
+    for rows in _runs(impressions.tables["viewer"]):
         tables = {group: table[rows] for group, table in impressions.tables.items()}
         tables["viewer"] = tables["viewer"][:1]
         feeds = make_feeds(graph, tables, np.arange(rows.stop - rows.start))
@@ -41,6 +44,13 @@ def score(
         raw.append(answer[0])
         calibrated.append(answer[1])
     return np.concatenate(raw), np.concatenate(calibrated)
+
+
+def _runs(viewer: NDArray[np.float32]) -> Iterator[slice]:
+    """Those of one viewer, at most _ROWS_MAX rows each."""
+    for rows in same_viewer(viewer):
+        for start in range(rows.start, rows.stop, _ROWS_MAX):
+            yield slice(start, min(start + _ROWS_MAX, rows.stop))
 
 
 def make_feeds(

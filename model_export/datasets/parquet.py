@@ -36,6 +36,7 @@ from model_export.datasets.records import (
     data_path,
     day_writer,
     epoch_date,
+    read_batches,
 )
 from model_export.plan_table import unknown
 from service.schema import GROUPS, Feature, Group, Head, Kind, Schema
@@ -250,15 +251,14 @@ def _pieces(source: ParquetData, columns: Iterable[str]) -> Iterator[tuple[int, 
     time = source.ids.time_ms
     last_ms = np.iinfo(np.int64).min
     for path in source_files(source):
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(_BATCH_ROWS, columns=sorted({time, *columns})):
-                time_ms = times(batch, time)
-                if (time_ms < np.concatenate([[last_ms], time_ms[:-1]])).any():
-                    raise DataError(f"{path}: rows are not in order of {time!r}; sort them by it, over all files")
-                last_ms = time_ms[-1] if len(time_ms) else last_ms
-                days, starts = np.unique(time_ms // _DAY_MS, return_index=True)
-                for day, start, stop in zip(days.tolist(), starts, [*starts[1:], len(time_ms)], strict=True):
-                    yield day, batch.slice(start, stop - start)
+        for batch in read_batches(path, sorted({time, *columns}), _BATCH_ROWS):
+            time_ms = times(batch, time)
+            if (time_ms < np.concatenate([[last_ms], time_ms[:-1]])).any():
+                raise DataError(f"{path}: rows are not in order of {time!r}; sort them by it, over all files")
+            last_ms = time_ms[-1] if len(time_ms) else last_ms
+            days, starts = np.unique(time_ms // _DAY_MS, return_index=True)
+            for day, start, stop in zip(days.tolist(), starts, [*starts[1:], len(time_ms)], strict=True):
+                yield day, batch.slice(start, stop - start)
 
 
 def _impressions(source: ParquetData, schema: Schema, batch: pa.RecordBatch) -> Impressions:

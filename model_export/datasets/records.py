@@ -33,6 +33,9 @@ from numpy.typing import NDArray
 from service.schema import GROUPS, Feature, Group, GroupLayout, Schema
 
 ID_COLUMNS = ("viewer_id", "author_id", "tweet_id", "session", "time_ms")
+# Impressions that are in memory at a time.
+BATCH_ROWS = 16_384
+_READ_BYTES = 65_536
 _EPOCH = datetime.date(1970, 1, 1)
 
 
@@ -125,7 +128,7 @@ class RecordSet:
         """Impressions on these days, from the files' footers."""
         return sum(int(pq.read_metadata(_day_path(self.root, day)).num_rows) for day in days)
 
-    def batches(self, days: Sequence[int], rows_max: int = 65_536) -> Iterator[Impressions]:
+    def batches(self, days: Sequence[int], rows_max: int = BATCH_ROWS) -> Iterator[Impressions]:
         """Streams the impressions of these days in order, at most `rows_max` at a time.
 
         Only the columns of `schema` are read: a record set with a part of its schema costs that part.
@@ -133,11 +136,21 @@ class RecordSet:
         columns = [f"{feature.group}.{feature.name}" for feature in self.schema.features]
         columns += [f"{kind}.{head}" for head in self.schema.head_names for kind in ("label", "true", "reachable")]
         for day in days:
-            with pq.ParquetFile(_day_path(self.root, day)) as file:
-                present = set(file.schema_arrow.names)
-                wanted = [*ID_COLUMNS, *(name for name in columns if name in present)]
-                for batch in file.iter_batches(batch_size=rows_max, columns=wanted):
-                    yield _impressions(batch, self.schema)
+            path = _day_path(self.root, day)
+            present = set(pq.read_schema(path).names)
+            wanted = [*ID_COLUMNS, *(name for name in columns if name in present)]
+            for batch in read_batches(path, wanted, rows_max):
+                yield _impressions(batch, self.schema)
+
+
+def read_batches(path: Path, columns: Sequence[str], rows_max: int = BATCH_ROWS) -> Iterator[pa.RecordBatch]:
+    """Streams columns of a Parquet file in order, at most `rows_max` rows at a time.
+
+    Memory grows neither with the file nor with its row groups.
+    """
+    # What pyarrow reads ahead, all row groups, stays until the file is closed; unbuffered, it reads whole chunks.
+    with pq.ParquetFile(path, pre_buffer=False, buffer_size=_READ_BYTES) as file:
+        yield from file.iter_batches(rows_max, columns=columns)
 
 
 def create(root: Path, schema: Schema) -> None:

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from model_export.calibrate import IDENTITY
+from model_export.datasets.records import Impressions
+from model_export.encode import make_encoding
+from model_export.graph import build
 from model_export.memory import DAYS, STEPS, peak_mb, plan_text, table, write_impressions
-from model_export.plan import load_plan
+from model_export.network import Network, NetworkPlan
+from model_export.plan import FeaturePlan, load_plan
 from model_export.run import run_plan
-from model_export.steps.discretize import load_discretizer
+from model_export.steps.discretize import Parameters, fit, load_discretizer
+from service.schema import Schema
 
 
 def test_its_data_go_through_the_first_steps_of_its_plan(tmp_path: Path) -> None:
@@ -56,3 +64,33 @@ def test_table_has_a_row_per_step_and_a_column_per_size() -> None:
         "| data | 2 | 2 |",
         "| train | 30 | 31 |",
     ]
+
+
+# Scores argv[2] impressions of one viewer.
+_SCORE = """
+import sys
+from pathlib import Path
+import numpy as np
+from model_export.datasets.records import Impressions
+from model_export.score import open_graph, score
+n = int(sys.argv[2])
+with np.load(sys.argv[1] + "/rows.npz") as rows:
+    tables = {group: np.repeat(rows[group], n, axis=0) for group in rows.files}
+graph = open_graph(Path(sys.argv[1], "model.onnx").read_bytes())
+score(graph, Impressions({}, tables, np.zeros((n, 2), np.uint8)))
+"""
+
+
+def test_a_graph_holds_no_more_for_more_impressions_of_a_viewer(
+    small_schema: Schema, make_impressions: Callable[[int, int], Impressions], tmp_path: Path
+) -> None:
+    """A layer of 256 units of 50,000 rows at once were 51 MB; tables and answers of as many are a few."""
+    impressions = make_impressions(300, 0)
+    encoding = make_encoding(small_schema, FeaturePlan(), fit(small_schema, [impressions], Parameters(bins=8)))
+    weights = Network(NetworkPlan(trunk="mlp", units=256, hidden=(8,), tower_units=4), encoding, heads=2).to_weights()
+    (tmp_path / "model.onnx").write_bytes(build(small_schema, weights, [IDENTITY] * 2))
+    np.savez(tmp_path / "rows.npz", **{group: table[:1] for group, table in impressions.tables.items()})
+
+    few, many = (peak_mb(_SCORE, str(tmp_path), str(rows)) for rows in (2_048, 50_000))
+
+    assert many < few + 20

@@ -59,6 +59,22 @@ def test_graph_over_impressions_is_the_net(small_schema: Schema, network: Networ
     assert check_parity(network, graph, "float32", impressions, [knots, IDENTITY]) < 1e-5
 
 
+def test_impressions_of_one_viewer_may_be_more_than_a_run_takes(
+    small_schema: Schema, network: Network, impressions: Impressions
+) -> None:
+    """Each row's answer is the one that it has alone."""
+    graph = open_graph(build(small_schema, network.to_weights(), [IDENTITY] * 2))
+    many = impressions.take(np.arange(5_000) % 300)
+    tables = {**many.tables, "viewer": np.repeat(many.tables["viewer"][:1], 5_000, axis=0)}
+
+    raw = score(graph, replace(many, tables=tables))[0]
+
+    assert raw.shape == (5_000, 2)
+    for row in (0, 2_047, 2_048, 4_999):
+        alone = replace(many, tables={group: table[row : row + 1] for group, table in tables.items()})
+        np.testing.assert_allclose(raw[row], score(graph, alone)[0][0], atol=1e-6)
+
+
 def test_a_graph_of_another_net_is_found_out(small_schema: Schema, network: Network, impressions: Impressions) -> None:
     """Other weights, or another calibration than stated."""
     weights = network.to_weights()
