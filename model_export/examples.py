@@ -156,11 +156,11 @@ class ExampleSet:
         for first in range(0, len(parts), BUFFER_GROUPS):
             read = [part.of(_read_group(part.group, self.record)) for part in parts[first : first + BUFFER_GROUPS]]
             records = np.concatenate([left, *read])
-            records = records[rng.permutation(len(records))]
+            order = rng.permutation(len(records))
             whole = len(records) - len(records) % batch_rows
             for start in range(0, whole, batch_rows):
-                yield _examples(records[start : start + batch_rows])
-            left = records[whole:]
+                yield _examples(records.take(order[start : start + batch_rows]))
+            left = records.take(order[whole:])
         if len(left):
             yield _examples(left)
 

@@ -148,7 +148,7 @@ class FirstLayer(nn.Module):
         if not self._normalized:
             scaled = scaled * self.scale()
         values = (scaled + self.raw_bias).masked_fill(absent, 0.0)
-        return sum_rows(bins, self.table()) + values @ self.raw_weights + self.bias
+        return sum_rows(bins, self.table()) + torch.addmm(self.bias, values, self.raw_weights)
 
     def normalize(self) -> None:
         """Turns a layer that was trained without normalization into the normalized one that computes the same."""
