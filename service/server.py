@@ -39,6 +39,9 @@ LOADS_MAX = 20
 REFUSING_THREADS = 2  # A refusal takes microseconds.
 # With more rows than this in the gate the shadow model rests.
 SHADOW_ROWS_RUNNING_PER_CPU = 500
+# A server that is to stop counts as left alone when no call has come for so long, and stops after so long in any case.
+LEFT_ALONE_S = 0.1
+LEFT_ALONE_WITHIN_S = 2.0
 # Later than any real deadline: grpcio gives calls without one a time_remaining() of centuries.
 NO_DEADLINE_S = 10 * 365 * 86_400.0
 
@@ -142,22 +145,33 @@ class Server:
         self._health.leaving()
         logger.info("draining for %d ms", self._config.drain_ms)
         wait(self._config.drain_ms / 1e3)
-        # 2. Take no further calls; those under way have the grace period.
-        stopped = self._grpc.stop(self._config.grace_ms / 1e3)
+        # 2. Send callers elsewhere until none comes: a call that grpcio has not handed over when it stops ends with
+        # CANCELLED (grpc/grpc#41785), which no client tries again.
+        self._ranking.leaving = True
+        self._wait_until_left_alone()
+        # 3. Take no further calls; those under way have the grace period.
+        stopped = self._grpc.stop(NO_DEADLINE_S)
         self._health.end_watches()
-        stopped.wait()
-        # 3. What is still running now is cut off; what was served gets into the log.
-        if cut_off := self._ranking.running:
-            logger.warning("%d calls were cut off after %d ms", cut_off, self._config.grace_ms)
+        if not stopped.wait(self._config.grace_ms / 1e3):
+            # 4. What somebody still waits for is cut off; what was served gets into the log.
+            logger.warning("%d calls were cut off after %d ms", self._ranking.waited_for, self._config.grace_ms)
+            self._grpc.stop(None)
         if self._log is not None:
             self._log.close()
-        # 4. Let go of threads and ports.
+        # 5. Let go of threads and ports.
         self._pool.shutdown(wait=False)
         self._health.close()
         self._ranking.close()
         self._http.shutdown()
         self._http.server_close()
         self._http_thread.join()
+
+    def _wait_until_left_alone(self) -> None:
+        give_up_s = time.monotonic() + LEFT_ALONE_WITHIN_S
+        seen = -1
+        while seen != self._ranking.sent_away and time.monotonic() < give_up_s:
+            seen = self._ranking.sent_away
+            time.sleep(LEFT_ALONE_S)
 
 
 class _Method(NamedTuple):
@@ -175,9 +189,13 @@ class _RankingHandler(grpc.GenericRpcHandler):
         serving: What answers; None until a model is loaded. Replaced as one reference, read once per call.
         loads: Version -> what became of the latest try to load it. Replaced, never changed.
         admission: Gives calls their turn.
+        leaving: Whether calls are sent away because the server is about to stop.
+        sent_away: How many were.
     """
 
     def __init__(self, config: Config, metrics: Metrics, log: ServedLog | None) -> None:
+        self.leaving = False
+        self.sent_away = 0  # written by grpcio's one thread that hands calls over
         self.serving: Serving | None = None
         self.loads: Mapping[str, LoadResult] = {}
         self.admission = Admission(cpus())
@@ -211,9 +229,9 @@ class _RankingHandler(grpc.GenericRpcHandler):
             )
 
     @property
-    def running(self) -> int:
-        """Calls that a thread works on right now."""
-        return len(self._running)
+    def waited_for(self) -> int:
+        """Calls that a thread works on right now, and whose callers have not given up."""
+        return sum(context.is_active() for context in list(self._running))
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any] | None:
         """Called by grpcio as soon as a call's headers are there.
@@ -225,12 +243,21 @@ class _RankingHandler(grpc.GenericRpcHandler):
         if method is None:
             return None
         arrived_ns = time.perf_counter_ns()
+        if self.leaving:
+            self.sent_away += 1
+            return self._refusal(self._send_away, method, arrived_ns)
         try:
             self._places.pop()
         except IndexError:
-            refuse = functools.partial(self._refuse, method, arrived_ns)
-            return grpc.stream_unary_rpc_method_handler(OnPool(refuse, self._refusing_pool))
+            return self._refusal(self._refuse, method, arrived_ns)
         return grpc.stream_unary_rpc_method_handler(functools.partial(self._answer, method, arrived_ns))
+
+    def _refusal(
+        self, refuse: Callable[..., NoReturn], method: _Method, arrived_ns: int
+    ) -> grpc.RpcMethodHandler[Any, Any]:
+        """Handles a call, unread, on threads that are there for that alone."""
+        refuse = functools.partial(refuse, method, arrived_ns)
+        return grpc.stream_unary_rpc_method_handler(OnPool(refuse, self._refusing_pool))
 
     def close(self) -> None:
         """Lets the threads end; the server has stopped."""
@@ -242,11 +269,18 @@ class _RankingHandler(grpc.GenericRpcHandler):
     def _refuse(
         self, method: _Method, arrived_ns: int, _bodies: Iterator[bytes], context: grpc.ServicerContext
     ) -> NoReturn:
-        self._metrics.begun(method.metrics)
         error = TooManyCalls("the server has all the calls that it can take", self.admission.retry_after_ms)
-        code = errors.status_code(error)
         self._metrics.refused[TooManyCalls].inc()
-        self._metrics.ended(method.metrics, code, time.perf_counter_ns() - arrived_ns, None)
+        self._abort(method, arrived_ns, error, context)
+
+    def _send_away(
+        self, method: _Method, arrived_ns: int, _bodies: Iterator[bytes], context: grpc.ServicerContext
+    ) -> NoReturn:
+        self._abort(method, arrived_ns, errors.NotServing("the server is about to stop"), context)
+
+    def _abort(self, method: _Method, arrived_ns: int, error: Exception, context: grpc.ServicerContext) -> NoReturn:
+        self._metrics.begun(method.metrics)
+        self._metrics.ended(method.metrics, errors.status_code(error), time.perf_counter_ns() - arrived_ns, None)
         context.abort_with_status(rpc_status.to_status(errors.status_proto(error)))
 
     def _answer(

@@ -151,6 +151,28 @@ def test_stopped_and_continued(server: Running) -> None:
     check_prompt(server)
 
 
+def test_told_to_stop_under_load(toy_bundle: Path) -> None:
+    """Callers that go elsewhere once they are told to are told so, each of them: no call ends in any other way."""
+    answered = threading.Semaphore(0)
+
+    def call(address: str) -> grpc.StatusCode:
+        """How the first call ended that was not answered."""
+        with grpc.insecure_channel(address, [("grpc.use_local_subchannel_pool", 1)]) as channel:
+            send: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(RANK_TIMELINE)
+            body = REQUEST.SerializeToString()
+            while (code := send.future(body, timeout=PATIENCE_S).code()) is grpc.StatusCode.OK:
+                answered.release()
+            return code
+
+    with ThreadPoolExecutor(32) as callers, started(toy_bundle, "--threads", "64") as server:
+        calls = [callers.submit(call, server.addresses.grpc) for _ in range(32)]
+        for _ in range(100):
+            assert answered.acquire(timeout=PATIENCE_S)
+        drain(server)
+
+    assert {call.result(PATIENCE_S) for call in calls} == {grpc.StatusCode.UNAVAILABLE}
+
+
 def test_a_full_disk(toy_bundle: Path, tmp_path: Path) -> None:
     """All timelines are answered; those that the log has no room for are counted, those before can be read."""
     # A file may have so many blocks of 512 bytes; writing more is an error, as it is on a full disk.

@@ -240,6 +240,23 @@ def test_calls_that_outlast_the_grace_period_are_counted(
     assert "1 calls were cut off after 1 ms" in caplog.text
 
 
+def test_calls_that_were_given_up_are_not_cut_off(
+    model: Model, scorer: HeldScorer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A thread may still be at work for a caller that has gone: the stop does not wait for it, and blames nobody."""
+    server = start("--grace-ms", "60000")
+    serve(server, replace(model, scorer=scorer))
+    with grpc.insecure_channel(server.grpc_address) as channel:
+        call = rank(channel)
+        assert scorer.arrived.acquire(timeout=60)
+        call.cancel()
+        with caplog.at_level(logging.WARNING):
+            server.drain()
+    scorer.release.set()
+
+    assert "cut off" not in caplog.text
+
+
 # What a call takes on the slow server: 10 ms for each Tweet.
 SLOW = [(0, 0.0), (1_000, 10e9)]
 TWEETS = pb.RankTimelineRequest(viewer_id=1, candidates=toy.candidates([1.0] * 500))

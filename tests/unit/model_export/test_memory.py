@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -89,7 +90,8 @@ def test_a_graph_holds_no_more_for_more_impressions_of_a_viewer(
     encoding = make_encoding(small_schema, FeaturePlan(), fit(small_schema, [impressions], Parameters(bins=8)))
     weights = Network(NetworkPlan(trunk="mlp", units=256, hidden=(8,), tower_units=4), encoding, heads=2).to_weights()
     (tmp_path / "model.onnx").write_bytes(build(small_schema, weights, [IDENTITY] * 2))
-    np.savez(tmp_path / "rows.npz", **{group: table[:1] for group, table in impressions.tables.items()})
+    rows: dict[str, Any] = {group: table[:1] for group, table in impressions.tables.items()}
+    np.savez(tmp_path / "rows.npz", **rows)
 
     few, many = (peak_mb(_SCORE, str(tmp_path), str(rows)) for rows in (2_048, 50_000))
 
