@@ -150,6 +150,13 @@ class FirstLayer(nn.Module):
         values = (scaled + self.raw_bias).masked_fill(absent, 0.0)
         return sum_rows(bins, self.table()) + torch.addmm(self.bias, values, self.raw_weights)
 
+    def start_at_zero(self, unit: int) -> None:
+        """Takes the starting weights of the units from this one on away: nothing there need break a symmetry."""
+        of_units = self.table.directions if isinstance(self.table, SpannedRows) else self.table.rows
+        with torch.no_grad():
+            of_units[..., unit:] = 0.0
+            self.raw_weights[:, unit:] = 0.0
+
     def normalize(self) -> None:
         """Turns a layer that was trained without normalization into the normalized one that computes the same."""
         if not self._normalized:

@@ -166,7 +166,11 @@ def _add_group(
 
 
 def _add_net(graph: GraphWriter, weights: NetWeights, h: str, trunk_input_max: float | None) -> str:
-    """Crosses, relu, trunk and towers: [N, K] -> logits [N, H]."""
+    """Crosses, relu, trunk and towers, and the linear part: [N, K] -> logits [N, H]."""
+    linear = None
+    if weights.wide and weights.towers is not None:
+        units = len(weights.bias) - len(weights.towers.bias)
+        h, linear = _add_columns(graph, h, 0, units), _add_columns(graph, h, units, len(weights.bias))
     x = h
     for i, cross in enumerate(weights.crosses):
         x = _add_cross(graph, f"cross{i}", cross, h, x)
@@ -180,7 +184,16 @@ def _add_net(graph: GraphWriter, weights: NetWeights, h: str, trunk_input_max: f
         x = _add_dense(graph, f"trunk{i}", dense, x)
     if weights.towers is None:
         return x
-    return _add_towers(graph, weights.towers, x)
+    logits = _add_towers(graph, weights.towers, x)
+    return logits if linear is None else graph.node("Add", [logits, linear], "wide/sum")
+
+
+def _add_columns(graph: GraphWriter, x: str, start: int, end: int) -> str:
+    limits = [
+        graph.constant(f"wide/{name}{start}", np.array([value], np.int64))
+        for name, value in (("start", start), ("end", end), ("axis", 1))
+    ]
+    return graph.node("Slice", [x, *limits], f"wide/columns{start}")
 
 
 def _add_int8_dense(graph: GraphWriter, name: str, dense: Dense, x: str, input_max: float) -> str:
@@ -241,8 +254,8 @@ def _check(schema: Schema, weights: NetWeights, calibration: Sequence[Knots]) ->
     logits = k if weights.towers is None else len(weights.towers.bias)
     if not heads == len(calibration) == logits:
         raise ValueError(f"{heads} heads in the schema, {logits} in the net, {len(calibration)} in the calibration")
-    if weights.towers is None and (weights.crosses or weights.relu or weights.trunk):
-        raise ValueError("a net without towers is linear: it has no crosses, relu or trunk")
+    if weights.towers is None and (weights.crosses or weights.relu or weights.trunk or weights.wide):
+        raise ValueError("a net without towers is linear: it has no crosses, relu, trunk or linear part beside")
     for group in GROUPS:
         part = weights.groups.get(group, GroupWeights((), (), ()))
         width = schema.layouts[group].width

@@ -36,6 +36,9 @@ class NetworkPlan:
         crosses: Cross layers; `dcn` only.
         cross_rank: Of each cross layer.
         dropout: Share of units dropped behind the first layer and each dense layer while training.
+        wide: Whether a linear net of the same features is added to the logits and trained with the rest (Cheng et al.
+            2016, "Wide & Deep"); a `linear` net is one already.
+        hidden_norm: Whether the sums of each dense layer are batch-normalized; in the graph its weights do that.
     """
 
     trunk: Literal["linear", "mlp", "dcn"] = "dcn"
@@ -46,6 +49,8 @@ class NetworkPlan:
     crosses: int = 2
     cross_rank: int = 32
     dropout: float = 0.0
+    wide: bool = False
+    hidden_norm: bool = False
 
 
 class CrossLayer(nn.Module):
@@ -106,29 +111,38 @@ class Network(nn.Module):
         self.encoding = encoding
         linear = plan.trunk == "linear"
         units = heads if linear else plan.units
+        self.wide = plan.wide and not linear
         row_counts = np.ones(encoding.rows, np.int64) if row_counts is None else row_counts
         raw_counts = np.ones(len(encoding.raw_names), np.int64) if raw_counts is None else raw_counts
-        self.first = FirstLayer(encoding, units, 0 if linear else plan.directions, row_counts, raw_counts, without)
+        # The linear part's logits are the first layer's last units.
+        sums, directions = units + heads if self.wide else units, 0 if linear else plan.directions
+        self.first = FirstLayer(encoding, sums, directions, row_counts, raw_counts, without)
         if linear:  # Nothing breaks a symmetry here: what is drawn would only be noise in the logits.
-            for weights in (*self.first.table.parameters(), self.first.raw_weights):
-                nn.init.zeros_(weights)
+            self.first.start_at_zero(0)
+        elif self.wide:
+            self.first.start_at_zero(units)
         self.dropout = nn.Dropout(plan.dropout)
         widths = (units, *plan.hidden)
         crosses = plan.crosses if plan.trunk == "dcn" else 0
         self.crosses = nn.ModuleList(CrossLayer(units, plan.cross_rank) for _ in range(crosses))
         self.norm = None if linear else nn.BatchNorm1d(units)
-        self.dense = nn.ModuleList([] if linear else [nn.Linear(width, units) for width, units in pairwise(widths)])
+        shapes = [] if linear else list(pairwise(widths))
+        self.dense = nn.ModuleList(nn.Linear(width, units) for width, units in shapes)
+        self.hidden_norms = nn.ModuleList(
+            nn.BatchNorm1d(units) if plan.hidden_norm else nn.Identity() for _, units in shapes
+        )
         self.towers = None if linear else TowerLayer(widths[-1], heads, plan.tower_units)
 
     def forward(self, bins: SparseRows, raw: Tensor) -> Tensor:
         """What the first layer takes -> logits."""
+        sums: Tensor = self.first(bins, raw)
         if self.towers is None:
-            return self.first(bins, raw)  # type: ignore[no-any-return]  # torch leaves the calls of modules untyped
-        x = self.trunk_input(bins, raw)
-        for dense in self.dense:
-            x = self.dropout(dense(x).relu())
+            return sums
+        x = self._trunk_input(sums)
+        for dense, norm in zip(self.dense, self.hidden_norms, strict=True):
+            x = self.dropout(norm(dense(x)).relu())
         logits: Tensor = self.towers(x)
-        return logits
+        return logits + sums[:, self.plan.units :] if self.wide else logits
 
     def trunk_input(self, bins: SparseRows, raw: Tensor) -> Tensor:
         """What the dense layers take, [n, K], none below zero; of a net that has them.
@@ -136,9 +150,12 @@ class Network(nn.Module):
         Raises:
             ValueError: The net is linear.
         """
+        return self._trunk_input(self.first(bins, raw))
+
+    def _trunk_input(self, sums: Tensor) -> Tensor:
         if self.norm is None:
             raise ValueError("a linear net has no trunk")
-        first = x = self.norm(self.first(bins, raw))
+        first = x = self.norm(sums[:, : self.plan.units])
         for cross in self.crosses:
             x = cross(first, x)
         taken: Tensor = self.dropout(x.relu())
@@ -165,19 +182,30 @@ class Network(nn.Module):
                 for i in range(len(self.crosses))
             ),
             relu=self.towers is not None,
-            trunk=tuple(_dense(state, f"dense.{i}") for i in range(len(self.dense))),
+            trunk=tuple(self._hidden(state, i) for i in range(len(self.dense))),
             towers=None
             if self.towers is None
             else Towers(_dense(state, "towers.hidden"), _float32(state["towers.out"]), _float32(state["towers.bias"])),
             dots=Dots(tuple(dot.pair for dot in self.encoding.dots), dots) if self.encoding.dots else None,
+            wide=self.wide,
         )
 
     def _folded_norm(self, state: dict[str, NDArray[np.float64]]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """(what the first layer's weights are multiplied by [K], its bias after that [K])."""
-        if self.norm is None:
-            return np.ones(len(state["first.bias"])), state["first.bias"]
-        factor = state["norm.weight"] / np.sqrt(state["norm.running_var"] + self.norm.eps)
-        return factor, (state["first.bias"] - state["norm.running_mean"]) * factor + state["norm.bias"]
+        """(what the first layer's weights are multiplied by, its bias after that), one of each for every sum."""
+        factor, bias = np.ones(len(state["first.bias"])), state["first.bias"].copy()
+        if self.norm is not None:
+            units = self.plan.units
+            factor[:units], bias[:units] = _norm(state, "norm", self.norm.eps, bias[:units])
+        return factor, bias
+
+    def _hidden(self, state: dict[str, NDArray[np.float64]], i: int) -> Dense:
+        """The i-th dense layer with its normalization, if it has one."""
+        weights, bias = state[f"dense.{i}.weight"].T, state[f"dense.{i}.bias"]
+        norm = self.hidden_norms[i]
+        if isinstance(norm, nn.BatchNorm1d):
+            factor, bias = _norm(state, f"hidden_norms.{i}", norm.eps, bias)
+            weights = weights * factor
+        return Dense(_float32(weights), _float32(bias), relu=True)
 
     def _group_weights(self, group: Group, rows: Floats, raw_weights: Floats, scale: Floats) -> GroupWeights:
         binned: list[Binned] = []
@@ -203,6 +231,14 @@ class Network(nn.Module):
         index = np.array(chosen, np.int64)
         bias = self.first.raw_bias.detach().numpy()
         return Raw(np.arange(len(index)), log=False, scale=scale[index], bias=bias[index], weights=weights[index])
+
+
+def _norm(
+    state: dict[str, NDArray[np.float64]], name: str, eps: float, bias: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(factor, bias): normalizing x @ weights + `bias` is x @ (weights * factor) + the bias returned."""
+    factor = state[f"{name}.weight"] / np.sqrt(state[f"{name}.running_var"] + eps)
+    return factor, (bias - state[f"{name}.running_mean"]) * factor + state[f"{name}.bias"]
 
 
 def _dense(state: dict[str, NDArray[np.float64]], name: str) -> Dense:

@@ -155,6 +155,8 @@ class NetWeights:
         trunk: Dense layers after it.
         towers: None for a `linear` model: then K = H and h are the logits, and there are no crosses, relu or trunk.
         dots: What products of vectors add to h; None: nothing.
+        wide: Whether the last H units of h are a linear part: added to the logits, and seen by nothing between. The
+            others are the D that crosses and trunk take. A net without towers has no such part.
     """
 
     groups: dict[Group, GroupWeights]
@@ -164,6 +166,7 @@ class NetWeights:
     trunk: tuple[Dense, ...]
     towers: Towers | None
     dots: Dots | None = None
+    wide: bool = False
 
 
 @dataclass(frozen=True)

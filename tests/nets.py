@@ -62,6 +62,10 @@ def reference_raw(weights: NetWeights, tables: Tables, author_index: np.ndarray[
             ]
             dots = GroupWeights((), (), (weights.dots.raw,))
             first = first + reference_group_row(dots, np.array(products), len(first))
+        wide: Any = 0.0
+        if weights.wide and weights.towers is not None:
+            units = len(first) - len(weights.towers.bias)
+            first, wide = first[:units], first[units:]
         x = first
         for cross in weights.crosses:
             x = first * (x @ cross.down @ cross.up + cross.bias) + x
@@ -79,6 +83,7 @@ def reference_raw(weights: NetWeights, tables: Tables, author_index: np.ndarray[
                     for j, (out, bias) in enumerate(zip(weights.towers.out, weights.towers.bias, strict=True))
                 ]
             )
+            x = x + wide
         rows.append([1 / (1 + math.exp(-z)) for z in x])
     return np.array(rows)
 
@@ -149,7 +154,9 @@ class RandomNet:
                 features.append(Feature(f"f{i}", group, kind, "", vocabulary, 3 if kind == "vector" else 1))
         self.schema = Schema(tuple(features), tuple(Head(f"h{j}", 1.0, 1) for j in range(heads)))
         self.calibration = [self._knots() for _ in range(heads)]
-        groups = {group: self._group(group, units) for group in GROUPS}
+        wide = not linear and seed % 5 == 0
+        sums = units + heads if wide else units
+        groups = {group: self._group(group, sums) for group in GROUPS}
         width = int(rng.integers(1, 5))
         trunk = (Dense(self._w(units, 5), self._w(5), True), Dense(self._w(5, 4), self._w(4), bool(seed % 2)))
         towers = Towers(
@@ -159,7 +166,7 @@ class RandomNet:
         self.net = (
             NetWeights(groups, self._w(units), (), False, (), None)
             if linear
-            else NetWeights(groups, self._w(units), cross, bool(seed % 3), trunk, towers)
+            else NetWeights(groups, self._w(sums), cross, bool(seed % 3), trunk, towers, wide=wide)
         )
         authors = int(rng.integers(1, 5))
         self.author_index = rng.integers(0, authors, rows)

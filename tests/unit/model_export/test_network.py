@@ -74,6 +74,10 @@ def slow_h(weights: NetWeights, impressions: Impressions, row: int) -> np.ndarra
 
 def slow_logits(weights: NetWeights, h: np.ndarray[Any, np.dtype[np.float64]]) -> np.ndarray[Any, Any]:
     """Everything behind the first layer, for one row."""
+    wide: Any = 0.0
+    if weights.wide and weights.towers is not None:
+        units = len(h) - len(weights.towers.bias)
+        h, wide = h[:units], h[units:]
     x = h
     for cross in weights.crosses:
         x = h * (x @ cross.down @ cross.up + cross.bias) + x
@@ -86,15 +90,16 @@ def slow_logits(weights: NetWeights, h: np.ndarray[Any, np.dtype[np.float64]]) -
     hidden = np.maximum(x @ weights.towers.hidden.weights + weights.towers.hidden.bias, 0)
     units = weights.towers.out.shape[1]
     heads = range(len(weights.towers.bias))
-    return np.array(
+    return wide + np.array(
         [hidden[j * units : (j + 1) * units] @ weights.towers.out[j] + weights.towers.bias[j] for j in heads]
     )
 
 
+@pytest.mark.parametrize(("wide", "hidden_norm"), [(False, False), (True, False), (True, True)])
 @pytest.mark.parametrize("directions", [0, 2, 3])
 @pytest.mark.parametrize("trunk", TRUNKS)
 def test_arrays_say_what_the_trained_net_computes(
-    trunk: Any, directions: int, encoding: Encoding, impressions: Impressions
+    trunk: Any, directions: int, wide: bool, hidden_norm: bool, encoding: Encoding, impressions: Impressions
 ) -> None:
     """Normalization folded, slots and columns where they belong: the same logits to 1e-4 of their size."""
     torch.manual_seed(0)
@@ -107,6 +112,8 @@ def test_arrays_say_what_the_trained_net_computes(
         crosses=2,
         cross_rank=4,
         dropout=0.2,
+        wide=wide,
+        hidden_norm=hidden_norm,
     )
     network = Network(plan, encoding, heads=2)
     for parameter in network.parameters():
@@ -273,3 +280,41 @@ def test_base_logits_are_where_the_heads_start(trunk: Any, encoding: Encoding) -
 
     bias = weights.bias if weights.towers is None else weights.towers.bias
     assert bias.tolist() == [-1.0, -3.0]
+
+
+@pytest.mark.parametrize("directions", [0, 2])
+def test_the_linear_part_of_a_wide_net_is_a_linear_net(
+    directions: int, encoding: Encoding, impressions: Impressions
+) -> None:
+    """It starts at nothing; with towers that say nothing, what it learned alone is the answer, linear in each value."""
+    inputs = inputs_of(encoding, impressions)
+    torch.manual_seed(0)
+    network = Network(NetworkPlan(units=12, directions=directions, hidden=(6,), wide=True), encoding, heads=2).eval()
+    assert network.towers is not None
+    assert (network.first(*inputs)[:, 12:] == 0).all()
+
+    torch.nn.init.normal_(network.first.bias)
+    torch.nn.init.normal_(network.first.raw_weights)
+    torch.nn.init.zeros_(network.towers.out)
+    network.set_base_logits(np.array([-1.0, -3.0], np.float32))
+
+    expected = network.first(*inputs)[:, 12:] + torch.tensor([-1.0, -3.0])
+    torch.testing.assert_close(network(*inputs), expected)
+    assert expected.std(dim=0).min() > 0
+
+
+@pytest.mark.parametrize("hidden_norm", [True, False])
+def test_hidden_norm_leaves_sums_of_mean_zero_and_variance_one(
+    hidden_norm: bool, encoding: Encoding, impressions: Impressions
+) -> None:
+    """While training; without it the sums are what the weights make of them."""
+    plan = NetworkPlan(trunk="mlp", units=12, hidden=(6,), hidden_norm=hidden_norm)
+    network = Network(plan, encoding, heads=2).train()
+    found: list[torch.Tensor] = []
+    network.hidden_norms[0].register_forward_hook(lambda _module, _inputs, sums: found.append(sums))
+
+    network(*inputs_of(encoding, impressions))
+
+    (sums,) = found
+    centred = torch.allclose(sums.mean(dim=0), torch.zeros(6), atol=1e-5)
+    assert (centred and torch.allclose(sums.std(dim=0, correction=0), torch.ones(6), atol=1e-2)) == hidden_norm
