@@ -6,6 +6,8 @@ events each, say more than many, and the curve between them is known. Blocks are
 each holds enough of both classes and stands apart from its neighbour: a block of few events says little, and a steep
 line would make noise of rounding.
 
+A head with too few positives for that can have two numbers fitted instead (`fit_logistic`).
+
 A graph takes the knots as they are (`model_export.graph_calibration`): lines in the log odds are what it draws.
 
 The regression sees rows counted by score (`ScoreCounts`): memory does not grow with rows, and counts of parts of the
@@ -23,6 +25,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.isotonic import isotonic_regression
+from sklearn.linear_model import LogisticRegression
 
 from model_export.sampling import prior_corrected
 from model_export.weights import Floats, Knots
@@ -32,6 +35,8 @@ from model_export.weights import Floats, Knots
 _BITS_JOINED = 11
 # Neighbouring blocks are at least this share of their x apart.
 DISTANCE_MIN = 1e-3
+# A fitted line in the log odds rises at least so much: probabilities must rise.
+SLOPE_MIN = 0.05
 
 # Leaves probabilities as they are.
 IDENTITY = Knots(np.zeros(1, np.float32), np.zeros(1, np.float32))
@@ -133,6 +138,31 @@ def fit_calibration(counts: ScoreCounts, rate: float, events_min: int, blocks_ma
     # Where rounding leaves no rise.
     rising = np.flatnonzero((np.diff(x, prepend=-np.inf) > 0) & (np.diff(y, prepend=-np.inf) > 0))
     return Knots(x[rising], y[rising])
+
+
+def fit_logistic(counts: ScoreCounts, rate: float) -> Knots:
+    """Calibrates one head by two numbers: log odds a * z + b, z those that undoing the sampling leaves (Platt 1999).
+
+    a (at least SLOPE_MIN) and b have the greatest likelihood. The line goes from the lowest to the highest score seen;
+    beyond, it is in parallel to the undone sampling.
+
+    Args:
+        counts: Of raw probabilities, on rows at the natural rate; of both classes.
+        rate: Share of its negatives that the head was trained on, in (0, 1].
+    """
+    scores = counts.score_sums / counts.rows
+    z = _logit(scores) + np.log(rate)
+    middle = np.average(z, weights=counts.rows)
+    line = LogisticRegression(C=np.inf, tol=1e-8, max_iter=1_000)
+    labels = np.repeat([1, 0], len(z))
+    weights = np.concatenate([counts.positives, counts.rows - counts.positives])
+    line.fit(np.tile(z - middle, 2)[:, np.newaxis], labels, weights)
+    slope = max(float(line.coef_[0, 0]), SLOPE_MIN)
+    ends = _logit(np.unique(scores[[0, -1]]))
+    return Knots(
+        ends.astype(np.float32),
+        (slope * (ends + np.log(rate) - middle) + float(line.intercept_[0])).astype(np.float32),
+    )
 
 
 def _logit(p: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from model_export.baselines.bootstrap import Difference, drawn_pr_auc, drawn_rce, interval
-from model_export.calibrate import ScoreCounts, apply_knots, fit_calibration, prior_correction
+from model_export.calibrate import ScoreCounts, apply_knots
 from model_export.datasets.records import Impressions, RecordSet
 from model_export.evaluate import head_figures, relative_cross_entropy
 from model_export.steps.calibrate import Parameters as CalibrationPlan
+from model_export.steps.calibrate import fit_head
 from model_export.weights import Knots
 
 Floats = NDArray[np.float32]
@@ -42,15 +43,6 @@ class Judged:
     predicted: dict[str, Floats]
 
 
-def calibration(raw: Floats, labels: NDArray[np.uint8], rate: float, plan: CalibrationPlan) -> tuple[str, Knots]:
-    """(method, knots) of one head, by the rules of the step `calibrate`: raw [n], labels [n] at the natural rate."""
-    positives = int(labels.sum())
-    if plan.positives_min <= positives and plan.block_events_min <= len(labels) - positives:
-        counts = ScoreCounts.of(raw, labels)
-        return "isotonic", fit_calibration(counts, rate, plan.block_events_min, plan.blocks_max)
-    return "prior_correction", prior_correction(rate)
-
-
 def calibrated(
     models: Mapping[str, Predict],
     records: RecordSet,
@@ -69,7 +61,8 @@ def calibrated(
     done = {}
     for name, predict in models.items():
         raw = np.concatenate(said[name])
-        knots = [calibration(raw[:, j], label[:, j], float(rate), plan)[1] for j, rate in enumerate(rates)]
+        counts = [ScoreCounts.of(raw[:, j], label[:, j]) for j in range(len(rates))]
+        knots = [fit_head(of_head, float(rate), plan)[1] for of_head, rate in zip(counts, rates, strict=True)]
         done[name] = _through(predict, knots)
     return done
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from model_export.calibrate import ScoreCounts, fit_calibration, prior_correction
+from model_export.calibrate import ScoreCounts, fit_calibration, fit_logistic, prior_correction
 from model_export.datasets.records import RecordSet
 from model_export.graph import build
 from model_export.plan import Context, Step
@@ -27,17 +27,30 @@ class Parameters:
 
     Attributes:
         positives_min: A head with fewer on the calibration days has only its sampling undone.
+        isotonic_positives_min: A head with fewer, but positives_min, has a line in the log odds fitted, not isotonic
+            regression.
         block_events_min: Positives, and negatives, of each block of the isotonic regression.
         blocks_max: Most blocks of a head: with many events each holds more of them.
     """
 
     positives_min: int = 200
+    isotonic_positives_min: int = 0
     block_events_min: int = 20
     blocks_max: int = 8
 
     def __post_init__(self) -> None:
         if not 1 <= self.block_events_min <= self.positives_min or self.blocks_max < 1:
             raise ValueError("block_events_min must be at least 1 and at most positives_min, blocks_max at least 1")
+
+
+def fit_head(counts: ScoreCounts, rate: float, plan: Parameters) -> tuple[str, Knots]:
+    """(method, knots) of one head, by its counts at the natural rate and the share of negatives it was trained on."""
+    positives, negatives = counts.events
+    if positives < plan.positives_min or negatives < plan.block_events_min:
+        return "prior_correction", prior_correction(rate)
+    if positives < plan.isotonic_positives_min:
+        return "logistic", fit_logistic(counts, rate)
+    return "isotonic", fit_calibration(counts, rate, plan.block_events_min, plan.blocks_max)
 
 
 def load_knots(artifact: Path) -> list[Knots]:
@@ -79,14 +92,10 @@ def _counts(records: RecordSet, days: Sequence[int], export: Path) -> dict[str, 
 
 def _calibrated(counts: ScoreCounts, rate: float, parameters: Parameters) -> dict[str, Any]:
     """One head's calibration as JSON values; `cumulative_error` is that of its counts, as a share of the positives."""
-    positives, negatives = counts.events
-    isotonic = parameters.positives_min <= positives and parameters.block_events_min <= negatives
-    if isotonic:
-        knots = fit_calibration(counts, rate, parameters.block_events_min, parameters.blocks_max)
-    else:
-        knots = prior_correction(rate)
+    method, knots = fit_head(counts, rate, parameters)
+    positives = counts.events[0]
     return {
-        "method": "isotonic" if isotonic else "prior_correction",
+        "method": method,
         "positives": positives,
         "cumulative_error": counts.cumulative_error / max(positives, 1),
         "x": knots.x.tolist(),

@@ -13,11 +13,13 @@ from sklearn.isotonic import IsotonicRegression
 from model_export.calibrate import (
     DISTANCE_MIN,
     IDENTITY,
+    SLOPE_MIN,
     Blocks,
     ScoreCounts,
     apply_knots,
     fit_calibration,
     fit_isotonic,
+    fit_logistic,
     prior_correction,
 )
 from model_export.weights import Knots
@@ -307,6 +309,47 @@ def test_what_is_calibrated_already_keeps_the_formula_of_sampling(rate: float) -
 
     middle = (q > 0.1) & (q < 0.9)
     np.testing.assert_allclose(apply_knots(knots, q[middle]), p[middle], rtol=0.12)
+
+
+@pytest.mark.parametrize("rate", [0.01, 1.0])
+@pytest.mark.parametrize(("slope", "level"), [(0.7, -0.5), (1.4, 1.0)])
+def test_a_line_in_the_log_odds_is_found_again(slope: float, level: float, rate: float) -> None:
+    """Labels drawn from such a line over what the undone sampling leaves: its probabilities, to what chance allows."""
+    rng = np.random.default_rng(1)
+    z = rng.normal(-1, 1, 200_000)
+    q = (1 / (1 + np.exp(np.log(rate) - z))).astype(np.float32)
+    p = 1 / (1 + np.exp(-slope * z - level))
+    labels = (rng.random(len(z)) < p).astype(np.uint8)
+
+    knots = fit_logistic(ScoreCounts.of(q, labels), rate)
+
+    np.testing.assert_allclose(apply_knots(knots, q[np.abs(z + 1) < 2]), p[np.abs(z + 1) < 2], rtol=0.05)
+    assert (np.diff(knots.x) > 0).all()
+    assert (np.diff(knots.y) > 0).all()
+
+
+def test_the_line_makes_levels_and_scores_agree() -> None:
+    """What greatest likelihood means: predictions sum to the positives, and so do both weighted by the log odds."""
+    rng = np.random.default_rng(2)
+    q = rng.beta(2, 5, 20_000).astype(np.float32)
+    labels = (rng.random(len(q)) < q**1.5).astype(np.uint8)
+
+    said = apply_knots(fit_logistic(ScoreCounts.of(q, labels), 1.0), q)
+
+    z = np.log(q.astype(np.float64) / (1 - q))
+    assert said.sum() == pytest.approx(labels.sum(), rel=2e-3)
+    assert z @ said == pytest.approx(z @ labels, rel=4e-3)
+
+
+def test_a_line_rises_even_where_positives_have_the_lower_scores() -> None:
+    """By as little as it may: order is not turned round."""
+    rng = np.random.default_rng(3)
+    q = rng.uniform(0.1, 0.9, 5_000).astype(np.float32)
+    labels = (rng.random(len(q)) < 1 - q).astype(np.uint8)
+
+    knots = fit_logistic(ScoreCounts.of(q, labels), 1.0)
+
+    assert (knots.y[-1] - knots.y[0]) / (np.log(9) * 2) == pytest.approx(SLOPE_MIN, rel=0.02)
 
 
 @pytest.mark.parametrize("rate", [1e-4, 0.01, 0.3, 1.0])

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from model_export.baselines.judge import calibrated, calibration, figures, judge
-from model_export.calibrate import apply_knots
+from model_export.baselines.judge import calibrated, figures, judge
 from model_export.datasets.records import Impressions, RecordSet
 from model_export.evaluate import relative_cross_entropy
 from model_export.steps.calibrate import Parameters
@@ -32,18 +31,6 @@ def _in_sampled_world(impressions: Impressions) -> NDArray[np.float32]:
 
 def _noise(impressions: Impressions) -> NDArray[np.float32]:
     return np.random.default_rng(0).random(impressions.labels.shape).astype(np.float32)
-
-
-def test_a_head_with_few_positives_has_its_sampling_undone() -> None:
-    """By hand: q = 0.5 at rate 0.1 is 1/11. With enough positives isotonic regression finds the label's share."""
-    raw = np.full(1_000, 0.5, np.float32)
-    labels = (np.arange(1_000) % 20 == 0).astype(np.uint8)
-    method, knots = calibration(raw, labels, 0.1, Parameters(positives_min=51))
-    assert method == "prior_correction"
-    assert apply_knots(knots, raw[:1]) == pytest.approx(1 / 11, rel=1e-6)
-    method, knots = calibration(raw, labels, 0.1, Parameters(positives_min=50))
-    assert method == "isotonic"
-    assert apply_knots(knots, raw[:1]) == pytest.approx(0.05, rel=1e-6)
 
 
 def test_judged_by_what_is_true(make_records: Callable[[int, int], RecordSet]) -> None:
