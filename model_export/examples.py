@@ -139,6 +139,25 @@ class ExampleSet:
         for group in self.row_groups():
             yield _examples(_read_group(group, self.record))
 
+    def raw_moments(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """(mean, standard deviation) [R] of each raw value over the examples that have it.
+
+        Of one that no example has they are 0 and 1; where it is the same in all, the deviation is 1.
+        """
+        raws = self.record["raw"].shape[0]
+        present, total, squares = np.zeros(raws), np.zeros(raws), np.zeros(raws)
+        for examples in self.in_order():
+            values = examples.raw.astype(np.float64)
+            present += (~np.isnan(values)).sum(axis=0)
+            total += np.nansum(values, axis=0)
+            squares += np.nansum(values**2, axis=0)
+        mean = total / np.maximum(present, 1)
+        mean_square = squares / np.maximum(present, 1)
+        variance = mean_square - mean**2
+        # What is left of a constant is rounding.
+        varies = variance > 1e-12 * mean_square
+        return mean, np.sqrt(np.where(varies, variance, 1.0))
+
     def shuffled(self, batch_rows: int, rng: np.random.Generator, rank: int = 0, ranks: int = 1) -> Iterator[Examples]:
         """Every example once, in batches of `batch_rows` (the last one smaller), in an order drawn from `rng`.
 

@@ -112,6 +112,7 @@ class FirstLayer(nn.Module):
         row_counts: Counts,
         raw_counts: Counts,
         without: Part | None = None,
+        standardized: bool = False,
     ):
         """Draws the starting weights.
 
@@ -122,6 +123,8 @@ class FirstLayer(nn.Module):
             row_counts: [rows], training examples that have each bin or category.
             raw_counts: [R], training examples that have each raw value.
             without: What to train without.
+            standardized: Whether scaled raw values are brought to what `standardize` was told; the layer computes what
+                one without it could, but learns sooner from values that a few large ones make small.
         """
         super().__init__()
         self._normalized = without != "normalization"
@@ -135,6 +138,12 @@ class FirstLayer(nn.Module):
         self.bias = nn.Parameter(torch.zeros(units))
         self.running_max: Tensor
         self.register_buffer("running_max", torch.zeros(raws))
+        self.raw_mean: Tensor
+        self.raw_deviation: Tensor
+        self._standardized = standardized
+        if standardized:
+            self.register_buffer("raw_mean", torch.zeros(raws))
+            self.register_buffer("raw_deviation", torch.ones(raws))
         with torch.no_grad():
             self.raw_weights[torch.from_numpy(raw_counts == 0)] = 0.0
 
@@ -147,6 +156,8 @@ class FirstLayer(nn.Module):
         scaled = (raw / self.scale()).clamp(-1.0, 1.0)
         if not self._normalized:
             scaled = scaled * self.scale()
+        elif self._standardized:
+            scaled = (scaled * self.scale() - self.raw_mean) / self.raw_deviation
         values = (scaled + self.raw_bias).masked_fill(absent, 0.0)
         return sum_rows(bins, self.table()) + torch.addmm(self.bias, values, self.raw_weights)
 
@@ -156,6 +167,20 @@ class FirstLayer(nn.Module):
         with torch.no_grad():
             of_units[..., unit:] = 0.0
             self.raw_weights[:, unit:] = 0.0
+
+    def standardize(self, mean: NDArray[np.float64], deviation: NDArray[np.float64]) -> None:
+        """Raw values that are present enter as (value - mean) / deviation, both [R], deviation positive."""
+        self.raw_mean.copy_(torch.from_numpy(mean))
+        self.raw_deviation.copy_(torch.from_numpy(deviation))
+
+    def raw_form(self) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+        """(scale [R], bias [R], weights [R, K]) of raw values as `model_export.weights.Raw` has them."""
+        scale = self.scale().double().numpy()
+        bias, weights = (parameter.detach().double().numpy() for parameter in (self.raw_bias, self.raw_weights))
+        if self._standardized:
+            mean, deviation = self.raw_mean.double().numpy(), self.raw_deviation.double().numpy()
+            bias, weights = (bias * deviation - mean) / scale, weights * (scale / deviation)[:, np.newaxis]
+        return scale, bias, weights
 
     def normalize(self) -> None:
         """Turns a layer that was trained without normalization into the normalized one that computes the same."""

@@ -38,7 +38,8 @@ class NetworkPlan:
         dropout: Share of units dropped behind the first layer and each dense layer while training.
         wide: Whether a linear net of the same features is added to the logits and trained with the rest (Cheng et al.
             2016, "Wide & Deep"); a `linear` net is one already.
-        hidden_norm: Whether the sums of each dense layer are batch-normalized; in the graph its weights do that.
+        standardize: Whether raw values enter training with mean 0 and variance 1 over the examples that have them; in
+            the graph their weights and biases do that.
     """
 
     trunk: Literal["linear", "mlp", "dcn"] = "dcn"
@@ -50,7 +51,7 @@ class NetworkPlan:
     cross_rank: int = 32
     dropout: float = 0.0
     wide: bool = False
-    hidden_norm: bool = False
+    standardize: bool = False
 
 
 class CrossLayer(nn.Module):
@@ -116,7 +117,7 @@ class Network(nn.Module):
         raw_counts = np.ones(len(encoding.raw_names), np.int64) if raw_counts is None else raw_counts
         # The linear part's logits are the first layer's last units.
         sums, directions = units + heads if self.wide else units, 0 if linear else plan.directions
-        self.first = FirstLayer(encoding, sums, directions, row_counts, raw_counts, without)
+        self.first = FirstLayer(encoding, sums, directions, row_counts, raw_counts, without, plan.standardize)
         if linear:  # Nothing breaks a symmetry here: what is drawn would only be noise in the logits.
             self.first.start_at_zero(0)
         elif self.wide:
@@ -126,11 +127,7 @@ class Network(nn.Module):
         crosses = plan.crosses if plan.trunk == "dcn" else 0
         self.crosses = nn.ModuleList(CrossLayer(units, plan.cross_rank) for _ in range(crosses))
         self.norm = None if linear else nn.BatchNorm1d(units)
-        shapes = [] if linear else list(pairwise(widths))
-        self.dense = nn.ModuleList(nn.Linear(width, units) for width, units in shapes)
-        self.hidden_norms = nn.ModuleList(
-            nn.BatchNorm1d(units) if plan.hidden_norm else nn.Identity() for _, units in shapes
-        )
+        self.dense = nn.ModuleList([] if linear else [nn.Linear(width, units) for width, units in pairwise(widths)])
         self.towers = None if linear else TowerLayer(widths[-1], heads, plan.tower_units)
 
     def forward(self, bins: SparseRows, raw: Tensor) -> Tensor:
@@ -139,8 +136,8 @@ class Network(nn.Module):
         if self.towers is None:
             return sums
         x = self._trunk_input(sums)
-        for dense, norm in zip(self.dense, self.hidden_norms, strict=True):
-            x = self.dropout(norm(dense(x)).relu())
+        for dense in self.dense:
+            x = self.dropout(dense(x).relu())
         logits: Tensor = self.towers(x)
         return logits + sums[:, self.plan.units :] if self.wide else logits
 
@@ -172,17 +169,24 @@ class Network(nn.Module):
         state = {name: value.detach().double().numpy() for name, value in self.state_dict().items()}
         factor, bias = self._folded_norm(state)
         rows = _float32(self.first.table().detach().double().numpy() * factor)
-        raw_weights, scale = _float32(state["first.raw_weights"] * factor), self.first.scale().numpy()
-        dots = self._raw(range(len(self.encoding.raws), len(scale)), scale, raw_weights)
+        scale, raw_bias, raw_weights = self.first.raw_form()
+        values = Raw(
+            np.arange(len(scale)),
+            log=False,
+            scale=_float32(scale),
+            bias=_float32(raw_bias),
+            weights=_float32(raw_weights * factor),
+        )
+        dots = _chosen(values, range(len(self.encoding.raws), len(scale)))
         return NetWeights(
-            groups={group: self._group_weights(group, rows, raw_weights, scale) for group in GROUPS},
+            groups={group: self._group_weights(group, rows, values) for group in GROUPS},
             bias=_float32(bias),
             crosses=tuple(
                 Cross(*(_float32(state[f"crosses.{i}.{name}"]) for name in ("down", "up", "bias")))
                 for i in range(len(self.crosses))
             ),
             relu=self.towers is not None,
-            trunk=tuple(self._hidden(state, i) for i in range(len(self.dense))),
+            trunk=tuple(_dense(state, f"dense.{i}") for i in range(len(self.dense))),
             towers=None
             if self.towers is None
             else Towers(_dense(state, "towers.hidden"), _float32(state["towers.out"]), _float32(state["towers.bias"])),
@@ -195,19 +199,11 @@ class Network(nn.Module):
         factor, bias = np.ones(len(state["first.bias"])), state["first.bias"].copy()
         if self.norm is not None:
             units = self.plan.units
-            factor[:units], bias[:units] = _norm(state, "norm", self.norm.eps, bias[:units])
+            factor[:units] = state["norm.weight"] / np.sqrt(state["norm.running_var"] + self.norm.eps)
+            bias[:units] = (bias[:units] - state["norm.running_mean"]) * factor[:units] + state["norm.bias"]
         return factor, bias
 
-    def _hidden(self, state: dict[str, NDArray[np.float64]], i: int) -> Dense:
-        """The i-th dense layer with its normalization, if it has one."""
-        weights, bias = state[f"dense.{i}.weight"].T, state[f"dense.{i}.bias"]
-        norm = self.hidden_norms[i]
-        if isinstance(norm, nn.BatchNorm1d):
-            factor, bias = _norm(state, f"hidden_norms.{i}", norm.eps, bias)
-            weights = weights * factor
-        return Dense(_float32(weights), _float32(bias), relu=True)
-
-    def _group_weights(self, group: Group, rows: Floats, raw_weights: Floats, scale: Floats) -> GroupWeights:
+    def _group_weights(self, group: Group, rows: Floats, values: Raw) -> GroupWeights:
         binned: list[Binned] = []
         categoricals: list[Categorical] = []
         for slot, offset in zip(self.encoding.slots, self.encoding.offsets, strict=True):
@@ -223,22 +219,15 @@ class Network(nn.Module):
             chosen = [i for i, raw in enumerate(self.encoding.raws) if raw.group == group and raw.log == log]
             if chosen:
                 columns = np.array([self.encoding.raws[i].column for i in chosen], np.int64)
-                raws.append(replace(self._raw(chosen, scale, raw_weights), columns=columns, log=log))
+                raws.append(replace(_chosen(values, chosen), columns=columns, log=log))
         return GroupWeights(tuple(binned), tuple(categoricals), tuple(raws))
 
-    def _raw(self, chosen: Sequence[int], scale: Floats, weights: Floats) -> Raw:
-        """These raw values, by number, without logarithm; columns count them."""
-        index = np.array(chosen, np.int64)
-        bias = self.first.raw_bias.detach().numpy()
-        return Raw(np.arange(len(index)), log=False, scale=scale[index], bias=bias[index], weights=weights[index])
 
-
-def _norm(
-    state: dict[str, NDArray[np.float64]], name: str, eps: float, bias: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """(factor, bias): normalizing x @ weights + `bias` is x @ (weights * factor) + the bias returned."""
-    factor = state[f"{name}.weight"] / np.sqrt(state[f"{name}.running_var"] + eps)
-    return factor, (bias - state[f"{name}.running_mean"]) * factor + state[f"{name}.bias"]
+def _chosen(values: Raw, chosen: Sequence[int]) -> Raw:
+    """These raw values, by number; columns count them."""
+    index = np.array(chosen, np.int64)
+    scale, bias, weights = values.scale[index], values.bias[index], values.weights[index]
+    return Raw(np.arange(len(index)), log=False, scale=scale, bias=bias, weights=weights)
 
 
 def _dense(state: dict[str, NDArray[np.float64]], name: str) -> Dense:

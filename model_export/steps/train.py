@@ -51,6 +51,8 @@ class Parameters(TrainingPlan):
         super().__post_init__()
         if self.warm_start is not None and self.without is not None:
             raise ValueError("warm_start takes whole nets: it does not go with without")
+        if self.without == "normalization" and self.network.standardize:
+            raise ValueError("without normalization there is nothing to standardize")
 
 
 def load_trained(artifact: Path, schema: Schema) -> Network:
@@ -114,6 +116,8 @@ def _trained(context: Context) -> tuple[Training, Schema]:
     row_counts, raw_counts = np.array(sample.info.row_counts), np.array(sample.info.raw_counts)
     network = Network(parameters.network, encoding, len(schema.heads), row_counts, raw_counts, parameters.without)
     network.set_base_logits(_base_logits(sample))
+    if parameters.network.standardize:
+        network.first.standardize(*sample.train.raw_moments())
     if parameters.warm_start is not None:
         _start_from(network, _trained_by(parameters.warm_start), schema)
     try:

@@ -75,6 +75,22 @@ def test_shuffled_reading_gives_every_example_once(tmp_path: Path) -> None:
     assert (again == order).all()
 
 
+@pytest.mark.usefixtures("small_files")
+def test_moments_are_those_of_what_is_present(tmp_path: Path) -> None:
+    """numpy's over all rows at once; 0 and 1 where nothing is present, 1 where nothing varies."""
+    examples = make_examples(1_000, raws=4)
+    examples.raw[:, 1] = 3 + 100 * examples.raw[:, 1]
+    examples.raw[:, 2] = np.nan
+    examples.raw[:, 3] = np.where(np.isnan(examples.raw[:, 3]), np.nan, 0.1)
+
+    mean, deviation = write(tmp_path / "examples", examples).raw_moments()
+
+    np.testing.assert_allclose(mean[:2], np.nanmean(examples.raw[:, :2].astype(np.float64), axis=0), rtol=1e-9)
+    np.testing.assert_allclose(deviation[:2], np.nanstd(examples.raw[:, :2].astype(np.float64), axis=0), rtol=1e-9)
+    assert mean[2:].tolist() == pytest.approx([0, 0.1])
+    assert deviation[2:].tolist() == [1, 1]
+
+
 @pytest.mark.parametrize(("slots", "raws"), [(0, 2), (3, 0)])
 def test_one_kind_of_input_may_be_missing(tmp_path: Path, slots: int, raws: int) -> None:
     """A model of raw values alone, or of bins alone."""

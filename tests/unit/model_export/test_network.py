@@ -95,11 +95,16 @@ def slow_logits(weights: NetWeights, h: np.ndarray[Any, np.dtype[np.float64]]) -
     )
 
 
-@pytest.mark.parametrize(("wide", "hidden_norm"), [(False, False), (True, False), (True, True)])
+@pytest.mark.parametrize(("wide", "standardize"), [(False, False), (True, False), (True, True)])
 @pytest.mark.parametrize("directions", [0, 2, 3])
 @pytest.mark.parametrize("trunk", TRUNKS)
 def test_arrays_say_what_the_trained_net_computes(
-    trunk: Any, directions: int, wide: bool, hidden_norm: bool, encoding: Encoding, impressions: Impressions
+    trunk: Any,
+    directions: int,
+    wide: bool,
+    standardize: bool,
+    encoding: Encoding,
+    impressions: Impressions,
 ) -> None:
     """Normalization folded, slots and columns where they belong: the same logits to 1e-4 of their size."""
     torch.manual_seed(0)
@@ -113,9 +118,12 @@ def test_arrays_say_what_the_trained_net_computes(
         cross_rank=4,
         dropout=0.2,
         wide=wide,
-        hidden_norm=hidden_norm,
+        standardize=standardize,
     )
     network = Network(plan, encoding, heads=2)
+    if standardize:
+        raws = len(encoding.raw_names)
+        network.first.standardize(np.linspace(-1.0, 2.0, raws), np.linspace(0.5, 3.0, raws))
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
     network.train()
@@ -207,6 +215,22 @@ def test_without_feature_bias_it_stays_zero(encoding: Encoding) -> None:
         layer(*raw_inputs(encoding, [[2.0]])).sum().backward()
         assert layer.raw_weights.grad is not None
         assert (layer.raw_bias.grad is not None) == moves
+
+
+def test_standardized_values_enter_as_told(encoding: Encoding) -> None:
+    """(value - mean) / deviation, plus the bias, where present; beyond the running max as the max itself."""
+    ones = np.ones(encoding.rows, int), np.ones(len(encoding.raw_names), int)
+    layer = FirstLayer(encoding, 3, 2, *ones, standardized=True)
+    torch.nn.init.normal_(layer.raw_bias)
+    others = np.zeros(len(encoding.raw_names) - 1)
+    layer.standardize(np.append(5.0, others), np.append(4.0, others + 1.0))
+    layer.train()(*raw_inputs(encoding, [[9.0]]))
+
+    h = layer.eval()(*raw_inputs(encoding, [[7.0], [100.0], [float("nan")]])) - layer.bias
+
+    torch.testing.assert_close(h[0], (0.5 + layer.raw_bias[0]) * layer.raw_weights[0])
+    torch.testing.assert_close(h[1], (1.0 + layer.raw_bias[0]) * layer.raw_weights[0])
+    assert (h[2] == 0).all()
 
 
 @pytest.mark.parametrize("directions", [0, 1, 2, 4])
@@ -301,20 +325,3 @@ def test_the_linear_part_of_a_wide_net_is_a_linear_net(
     expected = network.first(*inputs)[:, 12:] + torch.tensor([-1.0, -3.0])
     torch.testing.assert_close(network(*inputs), expected)
     assert expected.std(dim=0).min() > 0
-
-
-@pytest.mark.parametrize("hidden_norm", [True, False])
-def test_hidden_norm_leaves_sums_of_mean_zero_and_variance_one(
-    hidden_norm: bool, encoding: Encoding, impressions: Impressions
-) -> None:
-    """While training; without it the sums are what the weights make of them."""
-    plan = NetworkPlan(trunk="mlp", units=12, hidden=(6,), hidden_norm=hidden_norm)
-    network = Network(plan, encoding, heads=2).train()
-    found: list[torch.Tensor] = []
-    network.hidden_norms[0].register_forward_hook(lambda _module, _inputs, sums: found.append(sums))
-
-    network(*inputs_of(encoding, impressions))
-
-    (sums,) = found
-    centred = torch.allclose(sums.mean(dim=0), torch.zeros(6), atol=1e-5)
-    assert (centred and torch.allclose(sums.std(dim=0, correction=0), torch.ones(6), atol=1e-2)) == hidden_norm
