@@ -16,6 +16,7 @@ from sklearn.metrics import average_precision_score
 from tqdm import tqdm
 
 from model_export.datasets.records import RecordSet
+from model_export.sampling import prior_corrected
 from model_export.score import score
 
 Array = NDArray[Any]
@@ -81,6 +82,7 @@ def evaluate_graph(
     days: Sequence[int],
     positives: Mapping[str, int],
     calibrated: bool = True,
+    rates: Mapping[str, float] | None = None,
 ) -> dict[str, dict[str, float]]:
     """Figures of each head's probabilities on some days, by head.
 
@@ -95,22 +97,29 @@ def evaluate_graph(
         days: What to evaluate on.
         positives: By head, in the training data before sampling; reported beside the figures.
         calibrated: Whether to look at the calibrated probabilities or at the raw ones.
+        rates: By head, the share of its negatives that it was trained on.
 
     Returns:
         rce, pr_auc, calibration_error, positives, evaluated_positives (labels drawn in these days); in a simulated
-        world also reachable_rce, reachable_pr_auc, share (rce / reachable_rce).
+        world also reachable_rce, reachable_pr_auc, share (rce / reachable_rce). With `rates` also calibration_gain: by
+        how much rce is above that of raw probabilities that only have their sampling undone.
     """
-    predicted, labels, reachable = [], [], []
+    said, labels, reachable = [], [], []
     for impressions in tqdm(records.batches(days), desc="evaluate", unit="batch", leave=False):
-        predicted.append(score(graph, impressions)[int(calibrated)])
+        said.append(score(graph, impressions))
         labels.append(impressions.labels)
         if impressions.reachable is not None:
             reachable.append(impressions.reachable)
-    q, label = np.concatenate(predicted), np.concatenate(labels)
+    raw, q = (np.concatenate([part[i] for part in said]) for i in (0, int(calibrated)))
+    label = np.concatenate(labels)
     best = np.concatenate(reachable) if reachable else None
     figures: dict[str, dict[str, float]] = {}
     for j, head in enumerate(records.schema.head_names):
-        figures[head] = head_figures(label[:, j] if best is None else best[:, j], q[:, j])
+        p = label[:, j] if best is None else best[:, j]
+        figures[head] = head_figures(p, q[:, j])
+        if rates is not None:
+            undone = relative_cross_entropy(p, prior_corrected(raw[:, j].astype(np.float64), rates[head]))
+            figures[head]["calibration_gain"] = figures[head]["rce"] - undone
         if best is not None:
             figures[head] |= reachable_figures(best[:, j], figures[head]["rce"])
         figures[head] |= {"positives": positives[head], "evaluated_positives": int(label[:, j].sum())}

@@ -76,6 +76,7 @@ def quality(
         "95 %",
         "PR-AUC",
         "calibration error",
+        "calibration's gain",
         "positives trained on",
         "tested on",
         "calibrated by",
@@ -89,6 +90,7 @@ def quality(
         row += [figure(figures["rce"], ".2f"), f"{figure(low, '.2f')} to {figure(high, '.2f')}"]
         row.append(figure(figures["pr_auc"], ".4f"))
         row.append(figure(figures["calibration_error"], ".1%"))
+        row.append(figure(figures.get("calibration_gain", math.nan), "+.2f"))
         row += [f"{figures[name]:,.0f}" for name in ("positives", "evaluated_positives")]
         row.append(methods[head].replace("_", " "))
         if reachable:
@@ -106,7 +108,9 @@ which the model never saw.</p>
 <p class="legend"><span><i class="good"></i>this model</span>{mark}</p>
 <div class="card rows">{bars}</div>
 <p class="note" style="margin-top:12px">PR-AUC: the mean precision when the likeliest Tweets are picked first.
-Calibration error: how far predicted and real rates lie apart, as a share of the average rate. 95 %: where the RCE would
+Calibration error: how far predicted and real rates lie apart, as a share of the average rate. Calibration's
+gain: RCE points above those of a net that only has its sampling undone; below zero where rates moved since the days it
+was calibrated on, or where these had too few positives. 95 %: where the RCE would
 lie for other viewers. {_few_positives(metrics)}</p>
 {table(header, rows)}"""
 

@@ -26,16 +26,16 @@ class Parameters:
 def _run(context: Context) -> str:
     records = open_records(context.plan, context.inputs["data"])
     graph = open_graph((context.inputs["calibrate"] / "model.onnx").read_bytes())
-    positives = load_info(context.inputs["sample"]).positives
+    info = load_info(context.inputs["sample"])
     days, calibrated = context.plan.split.days(records)["test"], context.parameters.without is None
-    metrics = evaluate_graph(graph, records, days, positives, calibrated)
+    metrics = evaluate_graph(graph, records, days, info.positives, calibrated, info.rates)
     (context.out / "metrics.json").write_text(json.dumps(metrics, indent=1))
     shown = "share" if "share" in next(iter(metrics.values())) else "rce"
     return f"{shown} " + ", ".join(f"{head} {figures[shown]:.3f}" for head, figures in metrics.items())
 
 
 STEP = Step(
-    version=1,
+    version=2,
     parameters=Parameters,
     inputs=("data", "sample", "calibrate"),
     parts=("split", "features", "heads"),

@@ -15,13 +15,24 @@ def test_what_could_not_be_measured_is_a_dash() -> None:
     section = quality({"<share>": empty}, {"<share>": "prior_correction"}, {"<share>": (nan, nan)})
 
     assert "nan" not in section
-    assert section.count("<td>–</td>") == 3
+    assert section.count("<td>–</td>") == 4
     assert "<td>– to –</td>" in section
     assert "Fewer than 5,000 positives to learn from: &lt;share&gt;." in section
     assert "width:0.0%" in section
     assert "reachable" not in section
     assert "&lt;share&gt;" in section
     assert "prior correction" in section
+
+
+def test_what_calibration_lost_is_shown() -> None:
+    """With its sign."""
+    figures = {"rce": 5.0, "pr_auc": 0.1, "calibration_error": 0.2, "positives": 3, "evaluated_positives": 1}
+    metrics = {"like": figures | {"calibration_gain": -0.25}, "reply": figures | {"calibration_gain": 0.5}}
+
+    section = quality(metrics, dict.fromkeys(metrics, "isotonic"), dict.fromkeys(metrics, (1.0, 9.0)))
+
+    assert "<td>-0.25</td>" in section
+    assert "<td>+0.50</td>" in section
 
 
 def test_features_are_listed_by_what_is_lost() -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from sklearn.metrics import log_loss
 
 from model_export.datasets.records import RecordSet, write_day
 from model_export.encode import make_encoding
@@ -25,10 +27,12 @@ from service.model import load_model
 MakePlan = Callable[..., Plan]
 
 
-@pytest.mark.parametrize("trunk", ["linear", "mlp", "dcn"])
-def test_every_trunk_goes_through_the_whole_plan(small_plan: MakePlan, tmp_path: Path, trunk: str) -> None:
+@pytest.mark.parametrize(
+    ("trunk", "more"), [("linear", ""), ("mlp", ""), ("dcn", ""), ("dcn", "wide = true\nstandardize = true")]
+)
+def test_every_trunk_goes_through_the_whole_plan(small_plan: MakePlan, tmp_path: Path, trunk: str, more: str) -> None:
     """To a bundle that the server loads, and that learned something."""
-    network = f"trunk = '{trunk}'\nunits = 16\nhidden = [8]\ntower_units = 4\ncross_rank = 4\ncrosses = 1"
+    network = f"{more}\ntrunk = '{trunk}'\nunits = 16\nhidden = [8]\ntower_units = 4\ncross_rank = 4\ncrosses = 1"
     train = "epochs = 6\nbatch_rows = 128\nthreads = 1\nlearning_rate = 0.01"
     artifacts = run_plan(small_plan(**{"train.network": network, "train": train}), tmp_path / "out")
 
@@ -218,6 +222,31 @@ def test_a_head_with_few_positives_has_its_sampling_undone(small_plan: MakePlan,
     rates = json.loads((artifacts["sample"] / "sample.json").read_text())["rates"]
     expected = rates["like"] * raw[:, 0] / (1 - raw[:, 0] + rates["like"] * raw[:, 0])
     np.testing.assert_allclose(probabilities[:, 0], expected, rtol=0.01)
+    metrics = json.loads((artifacts["test"] / "metrics.json").read_text())
+    # Knots are lines between points of the formula.
+    assert max(abs(head["calibration_gain"]) for head in metrics.values()) < 0.05
+
+
+def test_what_calibration_gives_is_measured(small_plan: MakePlan, tmp_path: Path) -> None:
+    """By scikit-learn's cross-entropies of the calibrated probabilities and of raw ones with their odds put right."""
+    artifacts = run_plan(small_plan(), tmp_path / "out")
+
+    records = open_records(small_plan(), artifacts["data"])
+    graph = open_graph((artifacts["calibrate"] / "model.onnx").read_bytes())
+    rates = json.loads((artifacts["sample"] / "sample.json").read_text())["rates"]
+    metrics = json.loads((artifacts["test"] / "metrics.json").read_text())
+    days = small_plan().split.days(records)["test"]
+    batches = [(score(graph, impressions), impressions.reachable) for impressions in records.batches(days)]
+    raw, calibrated = (np.concatenate([answer[i][:, 0] for answer, _ in batches]).astype(float) for i in (0, 1))
+    p = np.concatenate([reachable[:, 0] for _, reachable in batches if reachable is not None]).astype(float)
+    undone = rates["like"] * raw / (1 - raw + rates["like"] * raw)
+
+    def loss(q: Any) -> float:
+        return float(log_loss([1] * len(p) + [0] * len(p), np.tile(q, 2), sample_weight=np.concatenate([p, 1 - p])))
+
+    expected = 100 * (loss(undone) - loss(calibrated)) / loss(np.full(len(p), p.mean()))
+    assert metrics["like"]["calibration_gain"] == pytest.approx(expected, abs=1e-3)
+    assert expected != 0
 
 
 def test_shipped_raw_probabilities_are_those_that_were_calibrated(small_plan: MakePlan, tmp_path: Path) -> None:
