@@ -130,7 +130,7 @@ class FirstLayer(nn.Module):
         self._normalized = without != "normalization"
         raws = len(encoding.raw_names)
         spanned = directions > 0
-        self.table = (
+        self.table: SpannedRows | FreeRows = (
             SpannedRows(encoding, units, row_counts, directions) if spanned else FreeRows(encoding, units, row_counts)
         )
         self.raw_weights = nn.Parameter(torch.randn(raws, units) / max(raws, 1) ** 0.5)
