@@ -90,9 +90,8 @@ def slow_logits(weights: NetWeights, h: np.ndarray[Any, np.dtype[np.float64]]) -
     hidden = np.maximum(x @ weights.towers.hidden.weights + weights.towers.hidden.bias, 0)
     units = weights.towers.out.shape[1]
     heads = range(len(weights.towers.bias))
-    return wide + np.array(
-        [hidden[j * units : (j + 1) * units] @ weights.towers.out[j] + weights.towers.bias[j] for j in heads]
-    )
+    deep = [hidden[j * units : (j + 1) * units] @ weights.towers.out[j] + weights.towers.bias[j] for j in heads]
+    return np.asarray(wide + np.array(deep))
 
 
 @pytest.mark.parametrize(("wide", "standardize"), [(False, False), (True, False), (True, True)])
