@@ -96,7 +96,7 @@ def _baselines(finished: FinishedRun, context: Context, records: RecordSet) -> t
     artifact = finished.artifact_beside("fit_baselines")
     if artifact is not None:
         print(f"trees and regression of {artifact}", file=sys.stderr)
-        return load_all(artifact), fit_baselines.train_rows(artifact)
+        return load_all(artifact), fit_baselines.train_rows(artifact)["trees"]
     lesson = fit_baselines.draw_lesson(context, records)
     parameters: fit_baselines.Parameters = context.parameters
     print(f"the run has no baselines: fitting trees and regression on {len(lesson.train.x):,} rows", file=sys.stderr)

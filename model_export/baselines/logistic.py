@@ -40,6 +40,8 @@ class LogisticPlan:
 
     Attributes:
         inverse_penalties: scikit-learn's C; each is tried and the best on the validation days kept.
+        rows_max: Training rows: evenly spread ones of those that trees learn from, where these are more. A regression
+            goes over its rows hundreds of times, and gains least from more of them.
         iterations: Of L-BFGS, at most.
         crossed_features: Features whose pairs are crossed.
         cells_max: Weights of a pair; a pair with more combinations is hashed into as many.
@@ -48,6 +50,7 @@ class LogisticPlan:
     """
 
     inverse_penalties: tuple[float, ...] = (0.003, 0.03, 0.3)
+    rows_max: int = 300_000
     iterations: int = 100
     crossed_features: int = 12
     cells_max: int = 4_096
@@ -57,8 +60,9 @@ class LogisticPlan:
     def __post_init__(self) -> None:
         if not self.inverse_penalties or min(self.inverse_penalties) <= 0:
             raise ValueError("inverse_penalties must name at least one positive number")
-        if min(self.iterations, self.cells_max, self.vector_bins, self.product_bins) < 1 or self.crossed_features < 2:
-            raise ValueError("iterations, cells_max and bins must be at least 1, crossed_features at least 2")
+        counts = (self.rows_max, self.iterations, self.cells_max, self.vector_bins, self.product_bins)
+        if min(counts) < 1 or self.crossed_features < 2:
+            raise ValueError("rows_max, iterations, cells_max and bins must be at least 1, crossed_features at least 2")
 
 
 @dataclass(frozen=True)

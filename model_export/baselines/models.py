@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -140,22 +140,24 @@ class Lesson:
 
 def fit_all(lesson: Lesson, logistic: LogisticPlan, trees: TreePlan) -> list[Baseline]:
     """Fits logistic regression without and with crosses, and trees."""
-    slots = _all_slots(lesson, logistic)
-    bins = Design(slots).encoding.encode(tables_of(lesson.schema, lesson.train.x))[0]
-    chosen = most_telling(slots, bins, lesson.train.labels, lesson.train.used)[: logistic.crossed_features]
+    part = replace(lesson, train=lesson.train.spread(logistic.rows_max))
+    slots = _all_slots(part, logistic)
+    bins = Design(slots).encoding.encode(tables_of(part.schema, part.train.x))[0]
+    chosen = most_telling(slots, bins, part.train.labels, part.train.used)[: logistic.crossed_features]
     crossed = Design(slots, make_crosses(slots, chosen, logistic.cells_max))
     return [
-        _fit_logistic("logistic", lesson, Design(slots), logistic),
-        _fit_logistic("logistic with crosses", lesson, crossed, logistic),
+        _fit_logistic("logistic", part, Design(slots), logistic),
+        _fit_logistic("logistic with crosses", part, crossed, logistic),
         _fit_trees(lesson, trees),
     ]
 
 
 def fit_fast(lesson: Lesson, logistic: LogisticPlan, trees: TreePlan) -> list[Baseline]:
     """Fits trees, and logistic regression without crosses: what the cost of the net is held against."""
+    part = replace(lesson, train=lesson.train.spread(logistic.rows_max))
     return [
         _fit_trees(lesson, trees),
-        _fit_logistic("logistic", lesson, Design(_all_slots(lesson, logistic)), logistic),
+        _fit_logistic("logistic", part, Design(_all_slots(part, logistic)), logistic),
     ]
 
 

@@ -38,7 +38,8 @@ def table(document: Mapping[str, Any]) -> str:
 
 def footing(document: Mapping[str, Any]) -> str:
     """What the models learned from and what all of them are given, in a sentence or two."""
-    rows = f"Baselines learned from {document['train_rows']:,} rows, the net from {document['net_train_rows']:,}."
+    by_model = document["train_rows"]
+    rows = f"Rows: net {by_model['net']:,}, trees {by_model['trees']:,}, regressions {by_model['logistic']:,}."
     products = ", ".join(document["products"])
     return f"{rows} All have the inner product {products} as a feature." if products else rows
 

@@ -65,6 +65,13 @@ class Rows:
         used = self.used[:, head]
         return self.x[used], self.labels[used, head]
 
+    def spread(self, rows_max: int) -> Rows:
+        """At most so many of the rows, evenly spread over all."""
+        if len(self.x) <= rows_max:
+            return self
+        chosen = np.arange(rows_max) * len(self.x) // rows_max
+        return Rows(self.x[chosen], self.labels[chosen], self.used[chosen])
+
 
 def flat(tables: Mapping[Group, Floats]) -> Floats:
     """The tables side by side, [n, F]."""

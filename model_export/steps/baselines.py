@@ -73,8 +73,7 @@ def _run(context: Context) -> str:
         models[name]["heads"] = heads
     document = {
         "simulated": judged.simulated,
-        "train_rows": train_rows(context.inputs["fit_baselines"]),
-        "net_train_rows": info.examples,
+        "train_rows": {**train_rows(context.inputs["fit_baselines"]), "net": info.examples},
         "test_rows": len(judged.labels),
         "products": list(products.names),
         "models": models,
@@ -130,7 +129,7 @@ def _net_train_s(context: Context) -> float:
 
 
 STEP = Step(
-    version=4,
+    version=5,
     parameters=Parameters,
     inputs=("data", "sample", "train", "calibrate", "fit_baselines"),
     parts=("split", "features", "heads"),

@@ -74,7 +74,7 @@ def _put_baselines(artifact: Path, inputs: dict[str, str], rce: float) -> None:
     behind = {"value": -1.0, "low": -2.0, "high": -0.5, "verdict": "behind"}
     heads = {"like": {"rce": rce, "pr_auc": 0.1234, "rce_difference": behind}, "reply": {"rce": 1.0, "pr_auc": 0.5}}
     model = {"heads": heads, "ms_per_500": 1.0, "cpu_s_per_million": 1.0, "size_bytes": 1, "train_s": 1.0}
-    document = {"models": {"logistic": model}, "train_rows": 1, "net_train_rows": 2, "products": []}
+    document = {"models": {"logistic": model}, "train_rows": {"trees": 1, "logistic": 1, "net": 2}, "products": []}
     (artifact / "baselines.json").write_text(json.dumps(document))
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from model_export.baselines.rows import Products, categorical_columns, collect, flat, tables_of
+from model_export.baselines.rows import Products, Rows, categorical_columns, collect, flat, tables_of
 from model_export.datasets.records import Impressions, RecordSet
 from model_export.encode import Dot
 from model_export.weights import VectorPair
@@ -43,6 +43,16 @@ def test_only_rows_that_a_head_uses_are_kept(make_records: Callable[[int, int], 
     assert rows.used.tolist() == [[True, False]] * len(expected)
     assert len(rows.of_head(0)[0]) == len(expected)
     assert len(rows.of_head(1)[0]) == 0
+
+
+def test_a_spread_takes_every_second_row() -> None:
+    """Evenly, the three arrays alike; where there are no more than asked for, all."""
+    x, labels = np.arange(6, dtype=np.float32)[:, np.newaxis], np.arange(6, dtype=np.uint8)[:, np.newaxis]
+    rows = Rows(x, labels, labels % 3 == 0)
+    spread = rows.spread(3)
+    assert spread.x[:, 0].tolist() == spread.labels[:, 0].tolist() == [0, 2, 4]
+    assert spread.used[:, 0].tolist() == [True, False, False]
+    assert rows.spread(6) is rows
 
 
 def test_products_are_numbers_of_the_tweet(

@@ -25,7 +25,7 @@ PLANS = Path(model_export.__file__).parent / "plans"
 SMALL = fit_baselines.Parameters(
     rows_max=3_000,
     validation_rows=1_000,
-    logistic=LogisticPlan(inverse_penalties=(0.1,), crossed_features=3),
+    logistic=LogisticPlan(inverse_penalties=(0.1,), crossed_features=3, rows_max=2_900),
     trees=TreePlan(leaves=(4,), leaf_rows_min=20, rounds_max=20),
 )
 FEW = baselines.Parameters(draws=20, rounds=2)
@@ -51,8 +51,10 @@ def test_baselines_stand_beside_the_net(small_plan: Callable[..., Plan], tmp_pat
         assert figures["logistic"][head]["rce"] > 0.3 * figures["net"][head]["reachable_rce"]
     assert document["simulated"]
     assert document["products"] == ["tweet.text x viewer.tastes"]
-    assert document["net_train_rows"] == load_info(artifacts["sample"]).examples > 4_000
-    assert 2_500 < document["train_rows"] < 3_500
+    rows = document["train_rows"]
+    assert rows["net"] == load_info(artifacts["sample"]).examples > 4_000
+    assert 2_500 < rows["trees"] < 3_500
+    assert rows["logistic"] == 2_900
     assert document["test_rows"] == 3_000
     for model in document["models"].values():
         assert model["ms_per_500"] == min(model["ms_per_500_by_form"].values()) > 0
