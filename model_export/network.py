@@ -20,6 +20,9 @@ from service.schema import GROUPS, Group
 
 Floats = NDArray[np.float32]
 
+# The name of a net's codes of bins among its parameters, where it has any.
+CODES = "first.table.codes"
+
 
 @dataclass(frozen=True)
 class NetworkPlan:

@@ -19,7 +19,7 @@ from model_export.distributed import ALONE, Peers
 from model_export.encode import Encoding
 from model_export.evaluate import relative_cross_entropy
 from model_export.examples import Examples, ExampleSet
-from model_export.network import Network
+from model_export.network import CODES, Network
 from model_export.sampling import prior_corrected
 from model_export.sparse import SparseRows, sparse_rows
 
@@ -38,6 +38,9 @@ class TrainingPlan:
         patience: Epochs without a better validation score before training ends.
         batch_rows: Examples of a step, of all processes together.
         learning_rate: Its peak; it rises over the first `warmup` share of all steps and falls to 0 along a cosine.
+        codes_rate: Learning rate of the codes of bins (`model_export.first_layer.SpannedRows`), as a multiple of that
+            of all else. A step of Adam is about as long as the learning rate, and from the smooth function that codes
+            start as to a threshold it is a long way.
         weight_decay: Of AdamW, on matrices; not on biases.
         warmup: Share of all steps.
         seed: Of starting weights, order of examples, dropout.
@@ -47,6 +50,7 @@ class TrainingPlan:
     patience: int = 2
     batch_rows: int = 2_048
     learning_rate: float = 2e-3
+    codes_rate: float = 1.0
     weight_decay: float = 0.01
     warmup: float = 0.05
     seed: int = 0
@@ -54,8 +58,8 @@ class TrainingPlan:
     def __post_init__(self) -> None:
         if min(self.epochs, self.patience, self.batch_rows) < 1 or not 0 <= self.warmup < 1:
             raise ValueError("epochs, patience and batch_rows must be at least 1, warmup in [0, 1)")
-        if self.learning_rate <= 0 or self.weight_decay < 0:
-            raise ValueError("learning_rate must be positive, weight_decay not negative")
+        if min(self.learning_rate, self.codes_rate) <= 0 or self.weight_decay < 0:
+            raise ValueError("learning_rate and codes_rate must be positive, weight_decay not negative")
 
 
 @dataclass(frozen=True)
@@ -126,9 +130,14 @@ class Training:
         self._batch_rows = plan.batch_rows // peers.count
         self._steps_per_epoch = -(-train.rows_each(peers.count) // self._batch_rows)
         self._shared = peers.shared(network)
-        decayed = [p for p in network.parameters() if p.dim() > 1]
-        others = [p for p in network.parameters() if p.dim() == 1]
-        groups = [{"params": decayed, "weight_decay": plan.weight_decay}, {"params": others, "weight_decay": 0.0}]
+        matrices = {name: p for name, p in network.named_parameters() if p.dim() > 1}
+        codes = [matrices.pop(name) for name in list(matrices) if name == CODES]
+        biases = [p for p in network.parameters() if p.dim() == 1]
+        groups = [
+            {"params": list(matrices.values()), "weight_decay": plan.weight_decay, "rate": 1.0},
+            {"params": codes, "weight_decay": plan.weight_decay, "rate": plan.codes_rate},
+            {"params": biases, "weight_decay": 0.0, "rate": 1.0},
+        ]
         self._optimizer = torch.optim.AdamW(groups, lr=plan.learning_rate, fused=True)
 
     @property
@@ -149,10 +158,10 @@ class Training:
         self.network.train()
         batches = self._train.shuffled(self._batch_rows, order, self._peers.rank, self._peers.count)
         for step, examples in enumerate(batches):
+            taken, all_steps = number * self._steps_per_epoch + step, self._plan.epochs * self._steps_per_epoch
+            rate = learning_rate(self._plan, taken, all_steps)
             for group in self._optimizer.param_groups:
-                group["lr"] = learning_rate(
-                    self._plan, number * self._steps_per_epoch + step, self._plan.epochs * self._steps_per_epoch
-                )
+                group["lr"] = rate * group["rate"]
             losses.append(self._step(examples))
             rows += len(examples) * self._peers.count
             on_step(len(examples) * self._peers.count)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +154,22 @@ def test_learning_rate_rises_then_falls_to_zero() -> None:
     assert (np.diff(rates[200:]) < 0).all()
 
 
+def test_codes_take_longer_steps(start: Callable[..., Training]) -> None:
+    """The first step of Adam is as long as the learning rate wherever there is a gradient."""
+
+    def first_steps(plan: TrainingPlan) -> dict[str, float]:
+        training = start(plan)
+        before = {name: p.detach().clone() for name, p in training.network.named_parameters()}
+        training.epoch(lambda _: [0.0], lambda _: None)
+        return {name: float((p.detach() - before[name]).abs().max()) for name, p in training.network.named_parameters()}
+
+    # Of its two steps the second has the rate 0.
+    one_step = replace(PLAN, epochs=1, batch_rows=1_000, warmup=0.0, weight_decay=0.0)
+    even, longer = first_steps(one_step), first_steps(replace(one_step, codes_rate=4.0))
+    assert longer.pop("first.table.codes") == pytest.approx(4 * even.pop("first.table.codes"), rel=1e-3)
+    assert longer == pytest.approx(even)
+
+
 def test_prediction_keeps_the_order_of_examples(start: Callable[..., Training], examples: ExampleSet) -> None:
     """And draws no dropout."""
     network = start().network
@@ -180,7 +197,15 @@ def test_validation_knows_of_the_sampling(start: Callable[..., Training], exampl
 
 @pytest.mark.parametrize(
     "values",
-    [{"epochs": 0}, {"patience": 0}, {"batch_rows": 0}, {"warmup": 1.0}, {"learning_rate": 0.0}, {"weight_decay": -1}],
+    [
+        {"epochs": 0},
+        {"patience": 0},
+        {"batch_rows": 0},
+        {"warmup": 1.0},
+        {"learning_rate": 0.0},
+        {"codes_rate": 0.0},
+        {"weight_decay": -1},
+    ],
 )
 def test_plans_out_of_range_are_refused(values: dict[str, Any]) -> None:
     """Named in the error."""
