@@ -39,7 +39,8 @@ def table(document: Mapping[str, Any]) -> str:
 def footing(document: Mapping[str, Any]) -> str:
     """What the models learned from and what all of them are given, in a sentence or two."""
     by_model = document["train_rows"]
-    rows = f"Rows: net {by_model['net']:,}, trees {by_model['trees']:,}, regressions {by_model['logistic']:,}."
+    baselines = f"trees from {by_model['trees']:,}, regressions from {by_model['logistic']:,}"
+    rows = f"The net learned from {by_model['net']:,} rows, {baselines}."
     products = ", ".join(document["products"])
     return f"{rows} All have the inner product {products} as a feature." if products else rows
 

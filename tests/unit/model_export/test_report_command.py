@@ -59,7 +59,7 @@ def test_a_run_becomes_one_page(
         assert f"<td>{figures['rce']:.2f}</td>" in text
         assert f"<td>{figures['reachable_pr_auc']:.4f}</td>" in text
     assert '<td>12.34<small class="note"> behind<br>-2.00 to -0.50</small></td>' in text
-    assert "Baselines learned from 1 rows, the net from 2." in text
+    assert "The net learned from 3 rows, trees from 2, regressions from 1." in text
     assert "<td>0.1234</td>" in text
     assert "56.78" not in text
     # Two diagrams of 20 bins for each of two heads, a zero being a triangle, and a mark for each of two epochs.
@@ -74,7 +74,7 @@ def _put_baselines(artifact: Path, inputs: dict[str, str], rce: float) -> None:
     behind = {"value": -1.0, "low": -2.0, "high": -0.5, "verdict": "behind"}
     heads = {"like": {"rce": rce, "pr_auc": 0.1234, "rce_difference": behind}, "reply": {"rce": 1.0, "pr_auc": 0.5}}
     model = {"heads": heads, "ms_per_500": 1.0, "cpu_s_per_million": 1.0, "size_bytes": 1, "train_s": 1.0}
-    document = {"models": {"logistic": model}, "train_rows": {"trees": 1, "logistic": 1, "net": 2}, "products": []}
+    document = {"models": {"logistic": model}, "train_rows": {"trees": 2, "logistic": 1, "net": 3}, "products": []}
     (artifact / "baselines.json").write_text(json.dumps(document))
 
 

@@ -56,7 +56,7 @@ def test_a_row_for_each_model_and_head(document: dict[str, Any]) -> None:
     ]
     assert lines[4].startswith("trees like 8.00 7.00 to 9.00 0.500 behind -2.00 0.2500 0.2000 to 0.3000 tie +0.0100")
     assert lines[5].startswith("reply 4.00 3.00 to 5.00 - tie +0.01 0.2500")
-    footing = "Rows: net 40,000, trees 3,000, regressions 2,000."
+    footing = "The net learned from 40,000 rows, trees from 3,000, regressions from 2,000."
     assert lines[6:] == [f"{footing} All have the inner product tweet.text x viewer.tastes as a feature."]
     assert table({**document, "products": []}).splitlines()[-1] == footing
 
