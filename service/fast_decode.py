@@ -38,6 +38,8 @@ from service.decode import (
 )
 from service.generated.timelines.ranking.v1 import ranking_pb2 as pb
 from service.limits import Limits
+from service.wire import field as wire_field
+from service.wire import head
 
 M = TypeVar("M", bound=Message)
 
@@ -179,7 +181,7 @@ class _Form:
 
     def _make_steps(self, rows: int) -> tuple[tuple[bytes, int], ...]:
         size = rows * len(self.header.columns) * 4
-        steps = [(_header(_VALUES, size), size)]
+        steps = [(_head(_VALUES, size), size)]
         for prefix, vocabulary in zip(self._categorical, self.vocabularies, strict=True):
             # Every index is a byte, unless there are many.
             fits = len(vocabulary) < len(_LOW)
@@ -364,26 +366,15 @@ def _length(body: bytes, pos: int) -> Span:
     raise Unknown
 
 
-def _header(number: int, size: int) -> bytes:
+def _head(number: int, size: int) -> bytes:
     """How a field of `size` bytes begins; protobuf writes no empty one."""
-    if not size:
-        return b""
-    return bytes([number << 3 | _LENGTH]) + _varint(size)
+    return head(number, size) if size else b""
 
 
 def _nested(number: int, prefix: bytes, inner: int, size: int) -> tuple[bytes, int]:
     """How a field begins that ends in a field of `size` bytes, and that size."""
-    content = prefix + _header(inner, size)
-    return bytes([number << 3 | _LENGTH]) + _varint(len(content) + size) + content, size
-
-
-def _varint(value: int) -> bytes:
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
+    content = prefix + _head(inner, size)
+    return head(number, len(content) + size) + content, size
 
 
 def read(body: bytes, layout: _Layout) -> Candidates:
@@ -468,9 +459,8 @@ def _indices(body: bytes, span: Span, rows: int, size: int, field: _Integers) ->
 
 def _parsed(body: bytes, span: Span, field: _Integers) -> Ints:
     """A packed field by protobuf's own parser; raises Unknown."""
-    content = body[slice(*span)]
     try:
-        message = field.message.FromString(bytes([field.tag]) + _varint(len(content)) + content)
+        message = field.message.FromString(wire_field(field.tag >> 3, body[slice(*span)]))
     except DecodeError:
         raise Unknown from None
     return np.asarray(getattr(message, field.name), dtype=np.int64)
