@@ -73,7 +73,7 @@ class Metrics:
     def __init__(self, service: str, methods: Iterable[str], arms: Iterable[tuple[str, str]]) -> None:
         """Makes the series of a gRPC service, its methods, and all pairs of experiment and arm."""
         self.registry = CollectorRegistry()
-        self.registry.register(_Before(self._count_waiting))  # the first to be asked
+        self.registry.register(_Before(self.count))  # the first to be asked
         labels = ("grpc_service", "grpc_method")
         started = Counter("grpc_server_started_total", "Calls begun.", labels, registry=self.registry)
         handled = Counter("grpc_server_handled_total", "Calls ended.", (*labels, "grpc_code"), registry=self.registry)
@@ -161,13 +161,17 @@ class Metrics:
         """Counts a call that begins, in a while: at the latest when somebody asks."""
         self._begun.append(method)
 
-    def ended(self, method: MethodMetrics, code: grpc.StatusCode, ns: int, answer: Answer | None) -> None:
-        """Counts a call that ended after `ns` and what its answer was about, in a while."""
-        self._ended.append(_Ended(method, code, ns, answer))
-        if len(self._ended) >= CALLS_TOGETHER:
-            self._count_waiting()
+    def ended(self, method: MethodMetrics, code: grpc.StatusCode, ns: int, answer: Answer | None) -> bool:
+        """Counts a call that ended after `ns` and what its answer was about, in a while.
 
-    def _count_waiting(self) -> None:
+        Returns:
+            Whether it is time to `count`: now and then, as counting takes as long as a small call.
+        """
+        self._ended.append(_Ended(method, code, ns, answer))
+        return len(self._ended) % CALLS_TOGETHER == 0
+
+    def count(self) -> None:
+        """Counts what begun and ended until now."""
         with self._counting:
             # In this order: no call shall have ended and not begun.
             ended = _popped(self._ended)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import time
@@ -36,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 SERVICE = pb.DESCRIPTOR.services_by_name["TimelineRankingService"]
 LOADS_MAX = 20
-REFUSING_THREADS = 2  # A refusal takes microseconds.
+REFUSING_THREADS = 2  # A refusal takes microseconds; counting calls, a millisecond now and then.
 # With more rows than this in the gate the shadow model rests.
 SHADOW_ROWS_RUNNING_PER_CPU = 500
 # A server that is to stop counts as left alone when no call has come for so long, and stops after so long in any case.
@@ -280,7 +281,7 @@ class _RankingHandler(grpc.GenericRpcHandler):
 
     def _abort(self, method: _Method, arrived_ns: int, error: Exception, context: grpc.ServicerContext) -> NoReturn:
         self._metrics.begun(method.metrics)
-        self._metrics.ended(method.metrics, errors.status_code(error), time.perf_counter_ns() - arrived_ns, None)
+        self._count_end(method, errors.status_code(error), arrived_ns, None)
         context.abort_with_status(rpc_status.to_status(errors.status_proto(error)))
 
     def _answer(
@@ -312,9 +313,15 @@ class _RankingHandler(grpc.GenericRpcHandler):
                 logger.exception("a call failed")
             context.abort_with_status(rpc_status.to_status(errors.status_proto(error)))
         finally:
-            self._metrics.ended(method.metrics, code, time.perf_counter_ns() - arrived_ns, counted)
+            self._count_end(method, code, arrived_ns, counted)
             self._running.discard(context)
             self._places.append(None)
+
+    def _count_end(self, method: _Method, code: grpc.StatusCode, arrived_ns: int, answer: Answer | None) -> None:
+        if self._metrics.ended(method.metrics, code, time.perf_counter_ns() - arrived_ns, answer):
+            # Elsewhere: no caller is to wait for it. Once the server has stopped only a scrape would tell.
+            with contextlib.suppress(RuntimeError):
+                self._refusing_pool.submit(self._metrics.count)
 
     def _run(self, method: _Method, arrived_ns: int, body: bytes, context: grpc.ServicerContext) -> Answer | bytes:
         serving = self.serving

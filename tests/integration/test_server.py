@@ -26,6 +26,7 @@ from service.errors import INTERNAL_TEXT
 from service.experiments import Experiments
 from service.generated.timelines.ranking.v1 import ranking_pb2 as pb
 from service.generated.timelines.ranking.v1 import ranking_pb2_grpc
+from service.metrics import CALLS_TOGETHER
 from service.model import Model, load_model
 from service.policy import Policy
 from service.scoring import Scorer, Scores
@@ -267,6 +268,20 @@ class FullGate(NamedTuple):
     server: Server
     channel: grpc.Channel
     held: grpc.Future[pb.RankTimelineResponse]
+
+
+def test_calls_are_counted_on_another_thread(
+    server: Server, channel: grpc.Channel, serving: HeldScorer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without anybody asking, once there are 32: the caller of the last one does not wait for it."""
+    serving.release.set()
+    counting: queue.SimpleQueue[str] = queue.SimpleQueue()
+    monkeypatch.setattr(server.metrics, "count", lambda: counting.put(threading.current_thread().name))
+
+    for _ in range(CALLS_TOGETHER):
+        rank(channel, 60, pb.RankTimelineRequest(viewer_id=1, candidates=toy.candidates([1.0]))).result(timeout=60)
+
+    assert counting.get(timeout=60).startswith("refuse")
 
 
 @pytest.fixture

@@ -159,6 +159,18 @@ def test_calls_are_counted(toy_bundle: Path) -> None:
     assert value(metrics, "grpc_server_handling_seconds_count", **of_two) == 0
 
 
+def test_calls_are_counted_now_and_then() -> None:
+    """Whoever ends the 32nd of those that wait is told; until somebody counts or asks nothing is counted."""
+    metrics = Metrics("a.B", ["One"], [])
+    one = metrics.methods["One"]
+    told = [metrics.ended(one, grpc.StatusCode.OK, 1, None) for _ in range(CALLS_TOGETHER + 1)]
+    assert told == [False] * (CALLS_TOGETHER - 1) + [True, False]
+    ok = one.handled[grpc.StatusCode.OK]
+    assert ok._value.get() == 0
+    metrics.count()
+    assert ok._value.get() == CALLS_TOGETHER + 1
+
+
 def test_what_can_not_be_counted_harms_no_other_call(toy_bundle: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Calls are counted together: one that fails to be is logged, the others are counted, and nobody's answer fails."""
     metrics = Metrics("a.B", ["One"], [("e", "b")])
