@@ -145,7 +145,7 @@ class TestInt8:
     @given(nets)
     def test_each_feature_is_off_by_half_a_scale_at_most(self, case: RandomNet) -> None:
         """A unit's scale is its largest step / 126, whether from bin to bin or from absent to the first bin."""
-        linear = replace(case.net, crosses=(), relu=False, trunk=(), towers=None)
+        linear = replace(case.net, crosses=(), relu=False, trunk=(), towers=None, wide=False)
         units = len(linear.bias)
         schema = Schema(case.schema.features, tuple(Head(f"u{k}", 1.0, 1) for k in range(units)))
         bound = np.full(units, 2e-5)
