@@ -15,15 +15,15 @@ whose turn it is. The first two count as decoding.
 
 What the stages cost for 500 Tweets by 100 authors in the default schema, in microseconds of one core, in their place:
 what follows a run of the model finds the caches full of it, and costs several times as much as in a loop of its own.
-The fastest tenth of runs, on an AMD EPYC that other jobs kept busy; docs/decisions/0033 has what it was before and
-what is left, python -m loadtest.bench measures the whole.
+The fastest tenth of calls, on an Intel Xeon at 2.5 GHz; docs/decisions/0070 has what it was before and what is left,
+python -m loadtest.bench measures the whole.
 
               budget   measured
-    decode       150        299
-    align         40        106
-    combine       10         70
-    build         50        189
-    encode        70        139
+    decode       150        350
+    align         40         88
+    combine       10         58
+    build         50        160
+    encode        70        110
 
 Nothing here knows gRPC, looks at a clock of its own or keeps anything: what the world adds to a request comes in a
 `Call`, what an operator wants to see goes out in an `Answer`.
