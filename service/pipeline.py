@@ -15,8 +15,8 @@ whose turn it is. The first two count as decoding.
 
 What the stages cost for 500 Tweets by 100 authors in the default schema, in microseconds of one core, in their place:
 what follows a run of the model finds the caches full of it, and costs several times as much as in a loop of its own.
-The fastest tenth of calls, on an Intel Xeon at 2.5 GHz; docs/decisions/0070 has what it was before and what is left,
-python -m loadtest.bench measures the whole.
+The fastest tenth of calls (of encode the mean), on an Intel Xeon at 2.5 GHz; docs/decisions/0070 has what it was
+before and what is left, python -m loadtest.bench measures the whole.
 
               budget   measured
     decode       150        350

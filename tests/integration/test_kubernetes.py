@@ -16,6 +16,7 @@ import yaml
 import service
 from service import config
 from service.generated.timelines.ranking.v1 import ranking_pb2 as pb
+from service.server import LEFT_ALONE_WITHIN_S
 from tests.server_process import started
 
 BASE = Path(__file__).parents[2] / "deploy" / "kubernetes" / "base"
@@ -60,7 +61,7 @@ def test_the_service_finds_the_pods() -> None:
 
 
 def test_manifests_agree_with_the_servers_own_defaults() -> None:
-    """Ports, and a termination that outlasts the server's drain and the calls under way."""
+    """Ports, and a termination that outlasts the drain, the sending away of callers, and the calls under way."""
     parser = argparse.ArgumentParser()
     config.add_arguments(parser)
     defaults = config.from_arguments(parser.parse_args([]), {})
@@ -69,7 +70,7 @@ def test_manifests_agree_with_the_servers_own_defaults() -> None:
 
     assert ports == {"grpc": defaults.grpc_port, "metrics": defaults.metrics_port}
     termination_s = deployment["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
-    assert 1_000 * termination_s > defaults.drain_ms + defaults.grace_ms
+    assert 1_000 * termination_s > defaults.drain_ms + 1_000 * LEFT_ALONE_WITHIN_S + defaults.grace_ms
 
 
 def test_probes_ask_the_grpc_port_for_what_the_server_reports() -> None:
