@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -30,7 +31,9 @@ def test_the_benchmark_writes_its_figures(toy_bundle: Path, tmp_path: Path) -> N
     assert set(document["measures"]) == costs | overload | tail
     for name, measure in document["measures"].items():
         assert set(measure) == {"value", "min", "max", "unit"}
-        assert 0 < measure["min"] <= measure["value"] <= measure["max"]
+        least, value, most = (math.inf if measure[key] is None else measure[key] for key in ("min", "value", "max"))
+        assert 0 < least <= value <= most
+        assert most < math.inf or name == "P6"  # of calls that a busy machine turned away, see loadtest/tail.py
         assert f"\n{name} " in done.stdout
 
 
