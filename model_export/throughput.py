@@ -1,8 +1,9 @@
 """How many examples a second of one core training takes: ours, a plain torch loop, LightGBM, on the same rows.
 
-    python -m model_export.throughput RUN [--rows 100000] [--rounds 50]
+    python -m model_export.throughput RUN [--rows 100000] [--rounds 50] [--repetitions 5]
 
-All read the first examples of a finished run's sample and have one thread; figures are by CPU time. `torch` is the same
+All read the first examples of a finished run's sample and have one thread; figures are by CPU time. The three take
+turns, each repetition in another order: a machine that becomes slower tells against all of them. `torch` is the same
 net with an embedding bag of free rows as its first layer, the way the layer is usually written. A pass of LightGBM is a
 tree for each head; it needs as many passes as there are rounds, a net one per epoch.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import statistics
 import sys
 import tempfile
 import time
@@ -24,6 +26,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from model_export.baselines.trees import TreePlan, booster_parameters
 from model_export.examples import Examples, ExampleSet, ExampleWriter
@@ -41,11 +44,11 @@ class Speed:
 
     Attributes:
         name: Of the way.
-        examples_per_s: Of CPU time, in one pass.
+        examples_per_s: Of CPU time, in each pass.
     """
 
     name: str
-    examples_per_s: float
+    examples_per_s: list[float]
 
 
 class BagLayer(nn.Module):
@@ -70,15 +73,14 @@ def bag_rows(bins: NDArray[np.uint16], offsets: NDArray[np.int64]) -> tuple[Tens
     return torch.from_numpy((bins + (offsets - 1))[present]), torch.from_numpy(starts)
 
 
-def ours(network: Network, plan: TrainingPlan, examples: ExampleSet) -> Speed:
-    """The training of the step `train`, an epoch."""
+def ours(network: Network, plan: TrainingPlan, examples: ExampleSet) -> float:
+    """CPU seconds of an epoch of the step `train`."""
     training = Training(network, plan, examples)
-    seconds = _cpu_s(lambda: training.epoch(lambda _: [math.nan], lambda _: None))
-    return Speed("ours", examples.rows / seconds)
+    return _cpu_s(lambda: training.epoch(lambda _: [math.nan], lambda _: None))
 
 
-def plain_torch(network: Network, plan: TrainingPlan, examples: ExampleSet) -> Speed:
-    """A loop as anyone writes it, on the same batches; the network's first layer is replaced."""
+def plain_torch(network: Network, plan: TrainingPlan, examples: ExampleSet) -> float:
+    """CPU seconds of a loop as anyone writes it, on the same batches; the network's first layer is replaced."""
     encoding = network.encoding
     network.first = BagLayer(network, len(network.first.bias))  # type: ignore[assignment]  # takes other rows
     optimizer = torch.optim.AdamW(network.parameters(), lr=plan.learning_rate)
@@ -92,11 +94,11 @@ def plain_torch(network: Network, plan: TrainingPlan, examples: ExampleSet) -> S
             loss.backward()  # type: ignore[no-untyped-call]  # torch leaves backward untyped
             optimizer.step()
 
-    return Speed("torch", examples.rows / _cpu_s(epoch))
+    return _cpu_s(epoch)
 
 
-def trees(network: Network, examples: ExampleSet, rounds: int, plan: TreePlan) -> Speed:
-    """LightGBM on raw values and the categories that have none, each head on the examples that it uses."""
+def trees(network: Network, examples: ExampleSet, rounds: int, plan: TreePlan) -> float:
+    """CPU seconds of LightGBM on raw values and the categories that have none, each head on what it uses."""
     parts = list(examples.in_order())
     categorical = [i for i, slot in enumerate(network.encoding.slots) if slot.boundaries is None]
     categories = np.concatenate([part.bins[:, categorical] for part in parts]).astype(np.float32)
@@ -112,7 +114,7 @@ def trees(network: Network, examples: ExampleSet, rounds: int, plan: TreePlan) -
             data = lightgbm.Dataset(x[rows], labels[rows, head], categorical_feature=columns)
             lightgbm.train(parameters, data, rounds)
 
-    return Speed(f"LightGBM, {plan.leaves[-1]} leaves", len(x) * rounds / _cpu_s(grow))
+    return _cpu_s(grow)
 
 
 def _cpu_s(work: Callable[[], object]) -> float:
@@ -134,8 +136,8 @@ def first_examples(examples: ExampleSet, folder: Path, rows: int) -> ExampleSet:
     return ExampleSet(folder, examples.record)
 
 
-def measure(run: FinishedRun, rows: int, rounds: int, folder: Path) -> list[Speed]:
-    """All three on the run's examples; `folder` is for files in the meantime.
+def measure(run: FinishedRun, rows: int, rounds: int, repetitions: int, folder: Path) -> list[Speed]:
+    """All three on the run's examples, in turn; `folder` is for files in the meantime.
 
     Raises:
         PlanError: The run lacks an artifact.
@@ -150,12 +152,19 @@ def measure(run: FinishedRun, rows: int, rounds: int, folder: Path) -> list[Spee
         torch.manual_seed(0)
         return Network(trained.plan, trained.encoding, len(schema.heads), row_counts, raw_counts)
 
-    plan = replace(TrainingPlan(), batch_rows=run.plan["train"]["batch_rows"])
-    return [
-        ours(network(), plan, examples),
-        plain_torch(network(), plan, examples),
-        trees(trained, examples, rounds, TreePlan()),
+    plan, tree_plan = replace(TrainingPlan(), batch_rows=run.plan["train"]["batch_rows"]), TreePlan()
+    ways: list[tuple[str, int, Callable[[], float]]] = [
+        ("ours", 1, lambda: ours(network(), plan, examples)),
+        ("torch", 1, lambda: plain_torch(network(), plan, examples)),
+        (f"LightGBM, {tree_plan.leaves[-1]} leaves", rounds, lambda: trees(trained, examples, rounds, tree_plan)),
     ]
+    speeds = [Speed(name, []) for name, _, _ in ways]
+    for repetition in tqdm(range(repetitions), desc="repetitions", leave=False):
+        for turn in range(len(ways)):
+            way = (turn + repetition) % len(ways)
+            _, passes, cpu_s = ways[way]
+            speeds[way].examples_per_s.append(examples.rows * passes / cpu_s())
+    return speeds
 
 
 def main(argv: Sequence[str]) -> int:
@@ -164,17 +173,22 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("run", type=Path, metavar="RUN")
     parser.add_argument("--rows", type=int, default=100_000, help="examples of a pass")
     parser.add_argument("--rounds", type=int, default=50, help="trees of a head")
+    parser.add_argument("--repetitions", type=int, default=5, help="passes of each")
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
     try:
         with tempfile.TemporaryDirectory() as folder:
-            speeds = measure(FinishedRun.open(arguments.run), arguments.rows, arguments.rounds, Path(folder))
+            speeds = measure(
+                FinishedRun.open(arguments.run), arguments.rows, arguments.rounds, arguments.repetitions, Path(folder)
+            )
     except PlanError as error:
         print(error, file=sys.stderr)
         return 1
-    print(f"| {arguments.rows:,} examples, one core of {os.cpu_count()} | examples/s, a pass |\n|---|---:|")
+    print(f"| {arguments.rows:,} examples, one core of {os.cpu_count()} | examples/s, a pass | least to most |")
+    print("|---|---:|---:|")
     for speed in speeds:
-        print(f"| {speed.name} | {speed.examples_per_s:,.0f} |")
+        taken = speed.examples_per_s
+        print(f"| {speed.name} | {statistics.median(taken):,.0f} | {min(taken):,.0f} to {max(taken):,.0f} |")
     return 0
 
 
