@@ -41,7 +41,8 @@ class TrainingPlan:
         codes_rate: Learning rate of the codes of bins (`model_export.first_layer.SpannedRows`), as a multiple of that
             of all else. A step of Adam is about as long as the learning rate, and from the smooth function that codes
             start as to a threshold it is a long way.
-        weight_decay: Of AdamW, on matrices; not on biases.
+        weight_decay: Of AdamW, on matrices but the codes; not on biases.
+        codes_decay: The same on the codes of bins; a step takes away its product with their learning rate.
         warmup: Share of all steps.
         seed: Of starting weights, order of examples, dropout.
     """
@@ -52,14 +53,15 @@ class TrainingPlan:
     learning_rate: float = 2e-3
     codes_rate: float = 1.0
     weight_decay: float = 0.01
+    codes_decay: float = 0.01
     warmup: float = 0.05
     seed: int = 0
 
     def __post_init__(self) -> None:
         if min(self.epochs, self.patience, self.batch_rows) < 1 or not 0 <= self.warmup < 1:
             raise ValueError("epochs, patience and batch_rows must be at least 1, warmup in [0, 1)")
-        if min(self.learning_rate, self.codes_rate) <= 0 or self.weight_decay < 0:
-            raise ValueError("learning_rate and codes_rate must be positive, weight_decay not negative")
+        if min(self.learning_rate, self.codes_rate) <= 0 or min(self.weight_decay, self.codes_decay) < 0:
+            raise ValueError("learning_rate and codes_rate must be positive, weight_decay and codes_decay not negative")
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,7 @@ class Training:
         biases = [p for p in network.parameters() if p.dim() == 1]
         groups = [
             {"params": list(matrices.values()), "weight_decay": plan.weight_decay, "rate": 1.0},
-            {"params": codes, "weight_decay": plan.weight_decay, "rate": plan.codes_rate},
+            {"params": codes, "weight_decay": plan.codes_decay, "rate": plan.codes_rate},
             {"params": biases, "weight_decay": 0.0, "rate": 1.0},
         ]
         self._optimizer = torch.optim.AdamW(groups, lr=plan.learning_rate, fused=True)

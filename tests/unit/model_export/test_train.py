@@ -164,10 +164,32 @@ def test_codes_take_longer_steps(start: Callable[..., Training]) -> None:
         return {name: float((p.detach() - before[name]).abs().max()) for name, p in training.network.named_parameters()}
 
     # Of its two steps the second has the rate 0.
-    one_step = replace(PLAN, epochs=1, batch_rows=1_000, warmup=0.0, weight_decay=0.0)
+    one_step = replace(PLAN, epochs=1, batch_rows=1_000, warmup=0.0, weight_decay=0.0, codes_decay=0.0)
     even, longer = first_steps(one_step), first_steps(replace(one_step, codes_rate=4.0))
     assert longer.pop("first.table.codes") == pytest.approx(4 * even.pop("first.table.codes"), rel=1e-3)
     assert longer == pytest.approx(even)
+
+
+@pytest.mark.parametrize("decay", ["weight_decay", "codes_decay"])
+def test_codes_have_a_decay_of_their_own(start: Callable[..., Training], decay: str) -> None:
+    """A step of AdamW takes learning rate x decay of a weight away, beside what the gradient asks for."""
+
+    def stepped(plan: TrainingPlan) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        training = start(plan)
+        before = {name: p.detach().clone() for name, p in training.network.named_parameters()}
+        training.epoch(lambda _: [0.0], lambda _: None)
+        return before, {name: p.detach() for name, p in training.network.named_parameters()}
+
+    one_step = replace(PLAN, epochs=1, batch_rows=1_000, warmup=0.0, weight_decay=0.0, codes_decay=0.0, codes_rate=4.0)
+    before, without = stepped(one_step)
+    _, decayed = stepped(replace(one_step, **{decay: 0.5}))
+    first_rate = learning_rate(one_step, 0, 2)  # that of the second step is 0
+    for name, value in before.items():
+        if name == "first.table.codes":
+            share = 4 * first_rate * 0.5 if decay == "codes_decay" else 0.0
+        else:
+            share = first_rate * 0.5 if decay == "weight_decay" and value.dim() > 1 else 0.0
+        torch.testing.assert_close(decayed[name], without[name] - share * value)
 
 
 def test_prediction_keeps_the_order_of_examples(start: Callable[..., Training], examples: ExampleSet) -> None:
@@ -205,6 +227,7 @@ def test_validation_knows_of_the_sampling(start: Callable[..., Training], exampl
         {"learning_rate": 0.0},
         {"codes_rate": 0.0},
         {"weight_decay": -1},
+        {"codes_decay": -1},
     ],
 )
 def test_plans_out_of_range_are_refused(values: dict[str, Any]) -> None:
