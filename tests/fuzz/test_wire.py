@@ -97,7 +97,6 @@ def test_requests_and_what_comes_of_them(channel: grpc.Channel, method: str) -> 
     @seed(SEED)
     @settings(
         max_examples=max(1, CALLS // (2 * CALLS_A_REQUEST)),
-        deadline=None,
         database=None,
         phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),

@@ -65,7 +65,7 @@ def part(rows: Sequence[int], authors: Sequence[int]) -> Candidates:
     )
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(
     rows=st.lists(st.integers(0, TWEETS - 1), min_size=1, max_size=TWEETS, unique=True),
     authors=st.permutations(range(AUTHORS)),

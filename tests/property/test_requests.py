@@ -86,7 +86,7 @@ def expected_scores(drawn: Drawn) -> Mapping[int, float]:
     return dict(zip(candidates.tweet_ids, (raw / 2) @ signed, strict=True))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(drawn_requests())
 def test_a_legal_request_is_answered(stub: ranking_pb2_grpc.TimelineRankingServiceStub, drawn: Drawn) -> None:
     """Every Tweet in exactly one section with its score; columns counted; an explanation if and only if asked."""
@@ -113,7 +113,7 @@ def test_a_legal_request_is_answered(stub: ranking_pb2_grpc.TimelineRankingServi
         assert len(response.explanation.tweets) == shown
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(drawn_requests(), st.randoms(use_true_random=False))
 def test_order_of_columns_and_rows_does_not_matter(
     stub: ranking_pb2_grpc.TimelineRankingServiceStub, drawn: Drawn, random: Any
@@ -155,7 +155,7 @@ def permuted(table: pb.FeatureTable, order: list[int]) -> pb.FeatureTable:
     )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(drawn_requests(), st.sampled_from(SPOILERS))
 def test_an_illegal_request_is_refused_by_field(
     stub: ranking_pb2_grpc.TimelineRankingServiceStub, drawn: Drawn, spoiler: Spoiler
@@ -196,14 +196,14 @@ def code_of(channel: grpc.Channel, method: str, body: bytes) -> grpc.StatusCode:
     return call.future(body, timeout=30).code()
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.sampled_from(METHODS), st.binary(max_size=300))
 def test_any_bytes_get_an_answer(channel: grpc.Channel, method: str, body: bytes) -> None:
     """OK, or a refusal that is the caller's fault; never INTERNAL, never silence."""
     assert code_of(channel, method, body) in OK_CODES
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(drawn_requests(), st.data())
 def test_a_request_with_flipped_bytes_gets_an_answer(channel: grpc.Channel, drawn: Drawn, data: st.DataObject) -> None:
     """Nearly legal bytes reach deeper than random ones."""

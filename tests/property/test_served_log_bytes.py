@@ -6,7 +6,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from service.generated.timelines.ranking.v1.served_log_pb2 import ServedRecord
@@ -32,7 +32,6 @@ def write(directory: Path, records: list[ServedRecord], file_bytes_max: int = 1 
     files.close()
 
 
-@settings(deadline=None)
 @given(RECORDS, st.integers(1, 200))
 def test_all_that_was_written_comes_back(records: list[ServedRecord], file_bytes_max: int) -> None:
     """Whatever the size of a file, reading gives the records in the order of writing."""
@@ -42,7 +41,6 @@ def test_all_that_was_written_comes_back(records: list[ServedRecord], file_bytes
         assert list(read_log(Path(directory))) == records
 
 
-@settings(deadline=None)
 @given(RECORDS.filter(bool))
 def test_a_log_cut_at_any_byte_gives_the_records_before(records: list[ServedRecord]) -> None:
     """At every length that a killed writer can leave, exactly the records that are whole come back."""
@@ -60,7 +58,6 @@ def test_a_log_cut_at_any_byte_gives_the_records_before(records: list[ServedReco
             assert list(read_log(path)) == records[: sum(end <= length for end in ends)]
 
 
-@settings(deadline=None)
 @given(RECORDS.filter(bool), st.data())
 def test_a_changed_byte_never_goes_unseen(records: list[ServedRecord], data: st.DataObject) -> None:
     """With any byte changed to anything else, the records before it come back and then an error."""

@@ -66,7 +66,7 @@ mixed_samples = samples.map(lambda sample: ([1, 1, 99, 99, *sample[0]], [0, 1, 0
 
 
 @given(mixed_samples)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_knots_are_the_blocks_of_the_slow_reference(sample: tuple[list[int], list[int]]) -> None:
     """Where every block has both classes; ties in predictions included."""
     predictions = percent(sample[0])
@@ -174,7 +174,6 @@ def test_four_rows_by_hand() -> None:
 
 
 @given(samples, st.integers(1, 5), st.integers(1, 8))
-@settings(deadline=None)
 def test_knots_rise_strictly_with_enough_events_each(
     sample: tuple[list[int], list[int]], events_min: int, blocks_max: int
 ) -> None:
@@ -192,7 +191,6 @@ def test_knots_rise_strictly_with_enough_events_each(
 
 
 @given(samples, st.randoms(use_true_random=False))
-@settings(deadline=None)
 def test_order_of_rows_does_not_matter(sample: tuple[list[int], list[int]], random: Any) -> None:
     """Equal predictions are one point, so neither does their order."""
     assume(0 < sum(sample[1]) < len(sample[1]))
@@ -280,7 +278,6 @@ def test_beyond_the_blocks_the_sampling_alone_is_undone() -> None:
 
 
 @given(samples, st.integers(1, 8), st.sampled_from([1e-3, 0.2, 1.0]))
-@settings(deadline=None)
 def test_calibration_rises_strictly(sample: tuple[list[int], list[int]], blocks_max: int, rate: float) -> None:
     """Any data: knots rise strictly and are finite, and so do the answers, inside (0, 1), beyond the scores as well."""
     predictions, labels = percent(sample[0]), labels_of(sample[1])

@@ -123,7 +123,7 @@ def slow_boundaries(values: list[float], weights: list[float], bins_max: int) ->
 
 
 @given(st.lists(st.integers(0, 12), min_size=1, max_size=60), st.integers(1, 6), st.integers(0, 2**32 - 1))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_agrees_with_the_slow_reference(numbers: list[int], bins: int, seed: int) -> None:
     """Ties, weights and heavy values give the cuts of the definition."""
     weights = np.random.default_rng(seed).uniform(0.1, 2, len(numbers))

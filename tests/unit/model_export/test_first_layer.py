@@ -92,7 +92,7 @@ batches = st.lists(
 
 
 @given(batches)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_batches_one_after_the_other_are_those_of_the_slow_reference(
     stream: list[list[tuple[tuple[int, ...], tuple[float, ...]]]],
 ) -> None:

@@ -32,7 +32,7 @@ from tests.nets import (
 
 
 class TestAgainstReference:
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=60)
     @given(nets)
     def test_raw_and_calibrated_probabilities_follow_the_definitions(self, case: RandomNet) -> None:
         """Both builds give the slow reference's probabilities, whatever the net and the values."""
@@ -160,7 +160,7 @@ class TestGraph:
         assert found["inputs"][3] == {"name": "author_index", "dtype": "int64", "shape": ["tweets"]}
         assert [o["name"] for o in found["outputs"]] == ["probabilities", "raw_probabilities"]
 
-    @settings(max_examples=20, deadline=None)
+    @settings(max_examples=20)
     @given(st.integers(0, 2**32), st.integers(2, 40), st.sampled_from(["float32", "int8"]))
     def test_a_score_does_not_depend_on_its_neighbours(self, seed: int, rows: int, precision: Precision) -> None:
         """Within 2e-6 alone, with one other row and reversed: the one inexact step is the last digit of a logarithm."""
@@ -217,7 +217,7 @@ class TestDots:
             # 2/4 + 0.25 + 10 * 0.5; 8.5/4 clips to 1 and the author has no vector; no vector in the Tweet.
             np.testing.assert_allclose(np.log(raw / (1 - raw)), [5.75, 1.25, 0], rtol=1e-5, atol=1e-6)
 
-    @settings(max_examples=20, deadline=None)
+    @settings(max_examples=20)
     @given(st.integers(0, 2**32), st.integers(1, 6))
     def test_they_follow_the_definition_beside_other_features(self, seed: int, rows: int) -> None:
         """The slow reference's probabilities, in a net that has more than products."""

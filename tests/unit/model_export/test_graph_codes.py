@@ -55,7 +55,7 @@ def _logits(probabilities: Floats) -> np.ndarray[tuple[int, ...], np.dtype[np.fl
     return np.log(p / (1 - p))
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6)
 @given(st.integers(0, 2**32))
 def test_codes_add_what_the_bins_add(seed: int) -> None:
     """The slow reference's units, whatever is present, in all three groups."""
@@ -66,7 +66,7 @@ def test_codes_add_what_the_bins_add(seed: int) -> None:
     np.testing.assert_allclose(raw, reference_raw(net, tables, np.array(index)), rtol=0, atol=2e-6)
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6)
 @given(st.integers(0, 2**32))
 def test_int8_codes_are_off_by_half_a_step_of_127_at_most(seed: int) -> None:
     """Each feature's error is at most that of its codes times its directions, summed over features."""

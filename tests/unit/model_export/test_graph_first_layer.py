@@ -141,7 +141,7 @@ class TestThermometer:
 
 
 class TestInt8:
-    @settings(max_examples=40, deadline=None)
+    @settings(max_examples=40)
     @given(nets)
     def test_each_feature_is_off_by_half_a_scale_at_most(self, case: RandomNet) -> None:
         """A unit's scale is its largest step / 126, whether from bin to bin or from absent to the first bin."""

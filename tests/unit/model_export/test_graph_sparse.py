@@ -27,7 +27,7 @@ def run_sparse(model: bytes, case: RandomNet, rows: list[int] | None = None, thr
     return probabilities, raw
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(nets)
 def test_entries_say_what_the_table_says(case: RandomNet) -> None:
     """The slow reference's probabilities, whatever the net and the values; rows without any entry are among them."""
@@ -39,7 +39,7 @@ def test_entries_say_what_the_table_says(case: RandomNet) -> None:
     np.testing.assert_allclose(raw, expected, rtol=0, atol=1e-5)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 2**32))
 def test_int8_rounds_each_row_by_half_a_step(seed: int) -> None:
     """A linear net's logits are off by at most half a scale for each feature, a scale being 2 / 126 of the largest row.

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from model_export.__main__ import main
@@ -98,7 +98,6 @@ def served(tweets: int, **arms: str) -> ServedRecord:
     )
 
 
-@settings(deadline=None)
 @given(st.lists(records(), max_size=5), st.integers(1, 10))
 def test_a_row_for_each_request_tweet_and_experiment(served_records: list[ServedRecord], group_rows: int) -> None:
     """Whatever was served, and wherever row groups end, the table read back is what a slow loop makes of it."""

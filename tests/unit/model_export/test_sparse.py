@@ -5,14 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from model_export.sparse import sparse_rows, sum_rows
 
 
 @given(st.integers(0, 9), st.lists(st.integers(1, 5), min_size=1, max_size=6), st.integers(0, 2**32 - 1))
-@settings(deadline=None)
 def test_sum_and_gradient_are_those_of_an_embedding(n: int, sizes: list[int], seed: int) -> None:
     """Any slot sizes, absent features included; row 0 of the embedding stands for absent and is masked out."""
     rng = np.random.default_rng(seed)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -133,7 +133,6 @@ def test_nothing_to_compare() -> None:
     assert math.isnan(rank_correlation(np.ones(1), np.ones(1)))
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(-3, 3), st.integers(-3, 3)), min_size=2, max_size=40))
 def test_rank_correlation_is_scipys(pairs: list[tuple[int, int]]) -> None:
     """With many ties, and undefined in the same cases."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from service.errors import InvalidRequest
@@ -206,7 +206,6 @@ def test_growing_a_share_moves_nobody_who_has_the_arm() -> None:
     assert before < after
 
 
-@settings(deadline=None)
 @given(st.integers(-(2**63), 2**63 - 1), st.dictionaries(st.sampled_from(["x", "y"]), st.sampled_from(["a", "b"])))
 def test_forcing_an_arm_leaves_the_other_experiments_alone(viewer_id: int, forced_arms: dict[str, str]) -> None:
     """A forced arm is the one asked for; in experiments that are not forced the viewer has their own."""

@@ -6,7 +6,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from service.decode import Candidates, Header, Table
@@ -130,7 +130,6 @@ def test_where_there_is_nobody_to_swap_nothing_is_explored(shown: Timeline, expe
     assert probabilities.tolist() == expected
 
 
-@settings(deadline=None)
 @given(st.data())
 def test_no_tweet_is_lost_and_probabilities_fill_the_slots(data: st.DataObject) -> None:
     """For any timeline: every row in one section, sizes kept, ICYMI untouched, probabilities sum to the top set."""

@@ -258,7 +258,7 @@ def test_forms_are_forgotten() -> None:
     assert decoder.known(pb.RankTimelineRequest, request().SerializeToString()) is None
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(drawn_requests(), st.data())
 def test_any_request_is_read_alike(drawn: Drawn, data: st.DataObject) -> None:
     """Any legal request, as it is, cut, with bytes changed, put in or taken out."""
@@ -276,7 +276,7 @@ def test_any_request_is_read_alike(drawn: Drawn, data: st.DataObject) -> None:
         assert_same(decoder, changed)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(drawn_requests(), st.sampled_from(SPOILERS))
 def test_nothing_wrong_is_taken(drawn: Drawn, spoiler: Spoiler) -> None:
     """A request that the other decoder refuses is not known, even by one that knew it before it was spoilt."""

@@ -215,7 +215,7 @@ seconds = st.lists(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(seconds, max_size=3))
 def test_many_values_are_counted_as_by_prometheus_own_histogram(batches: list[list[tuple[str, float]]]) -> None:
     """Bucket by bucket, the edges among them, and the sum."""
@@ -252,7 +252,7 @@ probabilities = hnp.arrays(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(probabilities, max_size=3))
 def test_probabilities_are_counted_as_by_prometheus_own_histogram(answers: list[Floats]) -> None:
     """Bucket by bucket, the edges among them; the sum to six digits."""

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from service.repository import Repository, RepositoryError
@@ -84,7 +84,6 @@ VERSIONS = st.integers(1, 4)
 LABELS = st.dictionaries(st.sampled_from(["stable", "canary", "trial"]), VERSIONS)
 
 
-@settings(deadline=None)
 @given(LABELS, LABELS, st.sets(VERSIONS), st.dictionaries(VERSIONS, st.integers(0, 1).map(looks)))
 def test_serving_never_depends_on_what_is_not_loaded(
     labels: dict[str, int], serving: dict[str, int], loaded: set[int], failed: dict[int, Fingerprint]

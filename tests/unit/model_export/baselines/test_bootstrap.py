@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -23,7 +23,6 @@ def _data(rows: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.float64],
     return viewers, (rng.random(rows) < true).astype(np.float64), np.stack([true, noisy], axis=1).round(2)
 
 
-@settings(deadline=None)  # the first run of it is slow on a busy machine
 @given(seed=st.integers(0, 50), rows=st.integers(20, 80))
 def test_each_draw_has_the_figure_of_its_rows(seed: int, rows: int) -> None:
     """Rebuilt row by row: the drawn viewers' rows, repeated as often as drawn, through the plain definitions."""

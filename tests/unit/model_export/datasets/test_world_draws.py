@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from model_export.datasets.world_draws import bell, count, part_of, uniform
@@ -55,7 +55,6 @@ def test_count_is_right_on_average() -> None:
     assert abs(values.mean() - 0.3) < 0.01
 
 
-@settings(deadline=None)  # what else runs on the machine is no fault of the code
 @given(
     total=st.integers(0, 10**6),
     smaller=st.integers(0, 10**6),
