@@ -231,6 +231,8 @@ def load_plan(path: Path) -> Plan:
         raise PlanError(f"{path.name}: a step twice")
     shared_keys = ("split", "steps", "features", "heads", "cluster")
     for key in document:
+        if key in _own_steps() and key not in names:
+            raise PlanError(f"{path.name}: has a table {key!r}, a step that `steps` does not name")
         if key not in (*shared_keys, *names):
             raise PlanError(f"{path.name}: {unknown(key, ('extends', *shared_keys, *names))}")
     shared = parse_table(_Shared, {key: document[key] for key in shared_keys if key in document}, path.name)

@@ -78,7 +78,7 @@ def test_a_plan_extends_another(tmp_path: Path) -> None:
         ("[discretize]\nform = 'runs/a'", r"discretize: 'form' is not known; did you mean 'from'\?"),
         ("[discretize]\nfrom = 3", r"discretize\.from: 3 is not a run's directory"),
         ("[features]\nraw = 'x'", r"features\.raw: 'x' is not a list"),
-        ("[train]\nepochs = 1", "'train' is not known"),
+        ("[train]\nepochs = 1", "has a table 'train', a step that `steps` does not name"),
         ("[heads.like]\nsign = 1", r"heads\.like: weight is missing"),
         ("extends = 'no.toml", "Illegal character|Unescaped|unterminated|Invalid|Expected"),
     ],
