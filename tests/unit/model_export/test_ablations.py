@@ -10,11 +10,16 @@ from typing import Any
 import matplotlib.image
 import pytest
 
+import model_export
 from model_export.__main__ import main
 from model_export.ablations import OTHER_SEED, WHOLE, ablations
 from model_export.ablations_command import PLOT, REPORT
-from model_export.plan import Plan
+from model_export.datasets.world_schema import SCHEMA
+from model_export.encode import select_features
+from model_export.plan import Plan, load_plan
 from model_export.plan_table import PlanError
+
+PLANS = Path(model_export.__file__).with_name("plans")
 
 
 def _differences(plan: Plan, other: Plan) -> dict[str, Any]:
@@ -52,6 +57,24 @@ def test_each_plan_goes_without_one_thing(small_plan: Callable[..., Plan]) -> No
 def test_a_plan_without_products_has_none_to_go_without(small_plan: Callable[..., Plan]) -> None:
     """The line is left out."""
     assert "without inner products" not in ablations(small_plan(features="raw_log = ['*']"))
+
+
+def test_a_plan_of_bins_alone_has_values_in_their_place(small_plan: Callable[..., Plan]) -> None:
+    """Without a line for values, which it goes without anyway."""
+    plans = ablations(small_plan(features=""))
+
+    assert "without raw values" not in plans
+    assert _differences(plans[WHOLE], plans["without discretizer"]) == {
+        "features.binned": (),
+        "features.raw_log": ("*",),
+    }
+
+
+@pytest.mark.parametrize("plan", ["default", "smooth", "steps", "tiny"])
+def test_the_plans_that_ship_can_do_without_each_part(plan: str) -> None:
+    """Every feature of the world still enters in some form."""
+    for changed in ablations(load_plan(PLANS / f"{plan}.toml")).values():
+        assert len(select_features(SCHEMA, changed.features).features) == len(SCHEMA.features)
 
 
 def test_what_has_to_change_can_not_come_from_another_run(small_plan: Callable[..., Plan]) -> None:
