@@ -182,7 +182,8 @@ def test_codes_have_a_decay_of_their_own(start: Callable[..., Training], decay: 
 
     one_step = replace(PLAN, epochs=1, batch_rows=1_000, warmup=0.0, weight_decay=0.0, codes_decay=0.0, codes_rate=4.0)
     before, without = stepped(one_step)
-    _, decayed = stepped(replace(one_step, **{decay: 0.5}))
+    with_decay: dict[str, Any] = {decay: 0.5}
+    _, decayed = stepped(replace(one_step, **with_decay))
     first_rate = learning_rate(one_step, 0, 2)  # that of the second step is 0
     for name, value in before.items():
         if name == "first.table.codes":
