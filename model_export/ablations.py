@@ -27,12 +27,11 @@ def ablations(plan: Plan) -> dict[str, Plan]:
     if _LAST_STEP not in names:
         raise PlanError(f"steps: ablations need {_LAST_STEP}")
     whole = replace(plan, steps=plan.steps[: names.index(_LAST_STEP) + 1])
-    by_value = bool(plan.features.raw or plan.features.raw_log)
     features: dict[str, Callable[[FeaturePlan], FeaturePlan]] = {
         # What had bins alone has to enter somehow.
-        "discretizer": lambda f: replace(f, binned=(), raw_log=f.raw_log if by_value else ("*",)),
+        "discretizer": lambda f: replace(f, binned=(), raw_log=tuple(dict.fromkeys((*f.raw_log, *f.binned)))),
     }
-    if by_value:
+    if plan.features.raw or plan.features.raw_log:
         features["raw values"] = lambda f: replace(f, raw=(), raw_log=())
     if plan.features.dots:
         features["inner products"] = lambda f: replace(f, dots=())

@@ -70,9 +70,15 @@ def test_a_connection_that_says_nothing_is_closed(toy_bundle: Path) -> None:
 
 
 def test_a_connection_that_never_says_what_it_is_is_closed(toy_bundle: Path) -> None:
-    """A port scanner, or worse."""
-    with serving(toy_bundle, *SHORT_LIVES) as addresses, connect(addresses.grpc) as connection:
-        assert "handshake timeout" in last_words(connection)
+    """A port scanner, or worse; all of many are, and told why.
+
+    gRPC closes one in thirty before its last words are out.
+    """
+    with ExitStack() as stack:
+        addresses = stack.enter_context(serving(toy_bundle, *SHORT_LIVES))
+        silent = [stack.enter_context(connect(addresses.grpc)) for _ in range(10)]
+        reasons = {last_words(connection) for connection in silent} - {""}
+    assert reasons == {"Did not receive HTTP/2 settings before handshake timeout"}
 
 
 def test_a_client_that_pings_too_often_is_sent_away(toy_bundle: Path) -> None:

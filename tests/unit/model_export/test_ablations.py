@@ -43,7 +43,7 @@ def test_each_plan_goes_without_one_thing(small_plan: Callable[..., Plan]) -> No
     assert {name: _differences(whole, plan) for name, plan in plans.items()} == {
         WHOLE: {},
         OTHER_SEED: {"train.seed": 1},
-        "without discretizer": {"features.binned": ()},
+        "without discretizer": {"features.binned": (), "features.raw_log": (*whole.features.raw_log, "*")},
         "without raw values": {"features.raw_log": ()},
         "without inner products": {"features.dots": ()},
         "without normalization": {"train.without": "normalization"},
