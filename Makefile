@@ -34,7 +34,7 @@ test: $(VENV)/.dev ## every test
 	@TIMELINE_RANKER_DATA=$(DATA) $(BIN)/pytest
 
 quick: $(VENV)/.dev ## the tests that need no foreign binaries and little time
-	@$(BIN)/pytest -m 'not foreign and not slow'
+	@$(BIN)/pytest -m 'not foreign and not slow' -n auto --dist loadfile
 
 fuzz: $(VENV)/.dev ## odd bytes on a real server; CALLS=how many, SEED=where to begin
 	@TIMELINE_RANKER_FUZZ_CALLS=$(or $(CALLS),200000) TIMELINE_RANKER_FUZZ_SEED=$(or $(SEED),1) $(BIN)/pytest tests/fuzz
