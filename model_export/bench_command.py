@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--baseline-rows",
         metavar="N",
         type=positive,
-        default=100_000,
+        default=500_000,
         help="trees and regression learn from about so many rows, unless the run has its own; default %(default)s",
     )
 
