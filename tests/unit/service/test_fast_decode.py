@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from service.decode import Candidates, Decoder, Sparse, Table, parse
 from service.errors import InvalidRequest
-from service.fast_decode import FORMS_MAX, KnownForms, M, RequestDecoder, Unknown, read
+from service.fast_decode import RequestDecoder, read
 from service.generated.timelines.ranking.v1 import ranking_pb2 as pb
+from service.known_forms import FORMS_MAX, KnownForms, M, Unknown
 from service.limits import Limits
 from tests.property.requests import SPOILERS, Drawn, Spoiler, drawn_requests
 
