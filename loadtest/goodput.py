@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import statistics
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -116,7 +117,7 @@ def run(bundle: Path, repetitions: int, seconds: float) -> list[Repetition]:
 
 
 def measures(repetitions: Sequence[Repetition]) -> dict[str, Measure]:
-    """For each load the goodput, its share of that at saturation, and of each kind the share of the calls."""
+    """For each load the goodput, its share of that at saturation, and of each kind the share of the calls, a mean."""
     at_saturation = [r.points[LOADS.index(1.0)].goodput for r in repetitions]
     found = {
         "saturating": Measure.of([r.saturation.rate for r in repetitions], "calls/s"),
@@ -128,13 +129,15 @@ def measures(repetitions: Sequence[Repetition]) -> dict[str, Measure]:
         found[f"goodput_{times:g}x"] = Measure.of([p.goodput for p in points], "calls/s")
         found[f"goodput_share_{times:g}x"] = Measure.of(of_saturation, "ratio")
         for name in KINDS:
-            found[f"{name}_{times:g}x"] = Measure.of([p.shares[name] for p in points], "ratio")
+            shares = [p.shares[name] for p in points]
+            # The mean, for these add up to one, which medians need not.
+            found[f"{name}_{times:g}x"] = Measure(statistics.mean(shares), min(shares), max(shares), "ratio")
         found[f"generator_{times:g}x"] = Measure.of([p.generator_cpu for p in points], "cores")
     return found
 
 
 def report(found: Mapping[str, Measure]) -> str:
-    """A line for each load: medians over the repetitions."""
+    """A line for each load: medians over the repetitions, of what became of the calls the mean."""
     lines = [
         f"{machine()}, commit {commit()}",
         f"saturated by {found['saturating'].value:.0f} calls/s of {TWEETS} Tweets; "

@@ -23,7 +23,7 @@ import onnxruntime
 
 @dataclass(frozen=True)
 class Measure:
-    """A figure with its spread over the repetitions; `value` is their median."""
+    """A figure with its spread over the repetitions; `value` is their median, but where the maker says otherwise."""
 
     value: float
     min: float
