@@ -40,7 +40,7 @@ class Tables(NamedTuple):
     tweet_scalars: Sparse | None = None
 
     def take(self, rows: Ints) -> Tables:
-        """The tables for only these Tweets, all different."""
+        """The tables for these Tweets, in their order; one may come more than once."""
         scalars = None if self.tweet_scalars is None else take_rows(self.tweet_scalars, rows)
         return self._replace(author_index=self.author_index[rows], tweets=self.tweets[rows], tweet_scalars=scalars)
 

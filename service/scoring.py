@@ -69,6 +69,8 @@ class Scorer:
         options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
         # Threads that spin after a run would burn the cores that other requests need.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        # Else onnxruntime finds out by itself what the bytes are, and may see another model in them than was checked.
+        options.add_session_config_entry("session.load_model_format", "ONNX")
         options.log_severity_level = 3  # errors: its warnings about unused constants mean nothing to an operator
         try:
             self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])

@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 import os
 import ssl
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +26,10 @@ _Fingerprint = tuple[tuple[int, int, int] | None, ...]
 
 class TlsError(ValueError):
     """The files are no good for TLS; the text names them and says why, in one line."""
+
+
+class _UnreadableError(TlsError):
+    """Whether they are any good can not be told now; it may be later, though they stay as they are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,28 +71,37 @@ class Certificates:
         self._tls = tls
         self._on_change = on_change
         self._seen = _fingerprint(tls)  # before reading: what changes meanwhile is read again
+        self._complained: _Fingerprint | None = None  # of files that nobody need hear of again
         self._first = _read(tls)
 
     def credentials(self) -> grpc.ServerCredentials:
         """What gRPC secures a port with."""
         return grpc.dynamic_ssl_server_credentials(
             self._first,
-            self._changed,  # type: ignore[arg-type] # the stubs do not know that None means no change
+            self.changed,  # type: ignore[arg-type] # the stubs do not know that None means no change
             require_client_authentication=self._tls.client_ca is not None,
         )
 
-    def _changed(self) -> grpc.ServerCertificateConfiguration | None:
-        """The certificates if they are others than at the last call; gRPC calls it before each handshake, in turn."""
+    def changed(self) -> grpc.ServerCertificateConfiguration | None:
+        """The certificates if they are others than at the last call; gRPC calls it before each handshake, in turn.
+
+        Files that can not be read are tried again at the next call; those that can, and are no good, when they change.
+        """
         seen = _fingerprint(self._tls)
         if seen == self._seen:
+            self._complained = None
             return None
-        self._seen = seen
         try:
             configuration = _read(self._tls)
         except TlsError as error:
-            logger.error("TLS: the new files are not used, those before them are: %s", error)
-            self._on_change(False)
+            if not isinstance(error, _UnreadableError):
+                self._seen = seen
+            if seen != self._complained:
+                logger.error("TLS: the new files are not used, those before them are: %s", error)
+                self._on_change(False)
+            self._complained = seen
             return None
+        self._seen = seen
         logger.info("TLS: the files changed; new connections use the new ones")
         self._on_change(True)
         return configuration
@@ -124,29 +138,35 @@ def _read(tls: Tls) -> grpc.ServerCertificateConfiguration:
     try:
         cert, key = tls.cert.read_bytes(), tls.key.read_bytes()
         client_ca = None if tls.client_ca is None else tls.client_ca.read_bytes()
+        _check(tls, cert, key, client_ca)
     except OSError as error:
-        raise TlsError(f"{error.filename}: {error.strerror}") from error
-    # gRPC takes anything here, and fails at the first handshake.
+        raise _UnreadableError(f"{error.filename or tls.cert}: {error.strerror}") from error
+    return grpc.ssl_server_certificate_configuration([(key, cert)], client_ca)
+
+
+def _check(tls: Tls, cert: bytes, key: bytes, client_ca: bytes | None) -> None:
+    """Raises TlsError for what gRPC would take, and fail with at the first handshake."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    try:
-        _load_pair(context, key + b"\n" + cert)
-    except ssl.SSLError as error:
-        reason = error.reason or "not PEM, or a passphrase is needed"
-        raise TlsError(f"{tls.cert} and {tls.key} are not a certificate and its private key: {reason}") from error
+    with _in_memory(cert) as cert_path, _in_memory(key) as key_path:
+        try:
+            context.load_cert_chain(cert_path, key_path, password="")  # or it would ask a terminal for one
+        except ssl.SSLError as error:
+            reason = error.reason or "not PEM, or a passphrase is needed"
+            raise TlsError(f"{tls.cert} and {tls.key} are not a certificate and its private key: {reason}") from error
     if client_ca is not None:
         try:
             context.load_verify_locations(cadata=client_ca.decode("ascii"))
         except (ssl.SSLError, ValueError) as error:
             raise TlsError(f"{tls.client_ca}: holds no certificates in PEM: {error}") from error
-    return grpc.ssl_server_certificate_configuration([(key, cert)], client_ca)
 
 
-def _load_pair(context: ssl.SSLContext, pem: bytes) -> None:
-    """Raises ssl.SSLError unless the PEM is a key and its certificate; through memory, for `ssl` takes only files."""
+@contextmanager
+def _in_memory(content: bytes) -> Iterator[str]:
+    """The path of a file that holds it and is on no disk, for `ssl` takes only paths."""
     descriptor = os.memfd_create("tls")
     try:
         with open(descriptor, "wb", closefd=False) as file:
-            file.write(pem)
-        context.load_cert_chain(f"/proc/self/fd/{descriptor}", password="")  # or it would ask a terminal for one
+            file.write(content)
+        yield f"/proc/self/fd/{descriptor}"
     finally:
         os.close(descriptor)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
@@ -50,6 +52,19 @@ def test_scores_by_hand() -> None:
     np.testing.assert_allclose(scores.raw, [[0.33, 0.03, 0]], rtol=1e-6)
     np.testing.assert_allclose(scores.probabilities, [[0.165, 0.015, 0]], rtol=1e-6)
     assert scores.probabilities.dtype == np.float32
+
+
+def test_bytes_are_read_as_what_they_were_checked_as(tmp_path: Path) -> None:
+    """onnxruntime's own format, which it would know by its first bytes, is none for a bundle."""
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "model.ort")
+    options.add_session_config_entry("session.save_model_format", "ORT")
+    onnxruntime.InferenceSession(toy.model_bytes(), options, providers=["CPUExecutionProvider"])
+    content = (tmp_path / "model.ort").read_bytes()
+    assert onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"]).get_inputs()
+
+    with pytest.raises(BundleError, match=r"model\.onnx: onnxruntime refuses it"):
+        scorer(content)
 
 
 def test_agrees_with_the_slow_way() -> None:

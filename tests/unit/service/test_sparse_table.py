@@ -70,8 +70,9 @@ def test_space_goes_by_what_is_present(table: Table) -> None:
 
 @given(tables(), st.integers(0, 1_000))
 def test_rows_are_taken_in_the_order_asked_for(table: Table, seed: int) -> None:
-    """As from the whole table."""
-    chosen = np.random.default_rng(seed).permutation(len(table))[: len(table) // 2]
+    """As from the whole table, also those asked for more than once."""
+    rng = np.random.default_rng(seed)
+    chosen = rng.integers(0, len(table), rng.integers(0, 2 * len(table))) if len(table) else np.zeros(0, np.int64)
     taken = take_rows(entries_of(table), chosen)
     assert (np.diff(taken.rows) >= 0).all()
     np.testing.assert_array_equal(laid_out(taken, len(chosen), table.shape[1]), table[chosen])

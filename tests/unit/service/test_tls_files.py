@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -19,7 +23,8 @@ from service.tls import Certificates, Tls, TlsError, check_caller
 CA = trustme.CA()
 PAIR = CA.issue_cert("localhost")
 CERT, KEY = PAIR.cert_chain_pems[0].bytes(), PAIR.private_key_pem.bytes()
-OTHER_KEY = CA.issue_cert("localhost").private_key_pem.bytes()
+OTHER_PAIR = CA.issue_cert("localhost")
+OTHER_CERT, OTHER_KEY = OTHER_PAIR.cert_chain_pems[0].bytes(), OTHER_PAIR.private_key_pem.bytes()
 
 
 def files(directory: Path, cert: bytes = CERT, key: bytes = KEY, client_ca: bytes | None = None) -> Tls:
@@ -42,6 +47,13 @@ def files(directory: Path, cert: bytes = CERT, key: bytes = KEY, client_ca: byte
         ),
         (b"", KEY, None, "key.pem are not a certificate and its private key: not PEM"),
         (CERT, b"", None, "key.pem are not a certificate and its private key: not PEM"),
+        # One file for both, as some renew it: what counts is the certificate that will be shown.
+        (
+            CERT,
+            OTHER_KEY + OTHER_CERT,
+            None,
+            "{}key.pem are not a certificate and its private key: KEY_VALUES_MISMATCH",
+        ),
         (CERT[:300], KEY, None, "key.pem are not a certificate and its private key: not PEM"),
         (CERT, KEY, b"", "ca.pem: holds no certificates in PEM"),
         (CERT, KEY, b"\xff", "ca.pem: holds no certificates in PEM"),
@@ -73,6 +85,49 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         Certificates(Tls(tmp_path / "none.pem", tmp_path / "none.pem"), bool)
 
     assert str(caught.value) == f"{tmp_path}/none.pem: No such file or directory"
+
+
+@contextmanager
+def no_descriptor_left() -> Iterator[None]:
+    """Nothing can be opened."""
+    lowest_free = os.dup(0)
+    os.close(lowest_free)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_what_could_not_be_read_is_tried_again(tmp_path: Path) -> None:
+    """A renewal that fell into a moment without descriptors is not lost, and is complained of once."""
+    told: list[bool] = []
+    certificates = Certificates(files(tmp_path), told.append)
+    assert certificates.changed() is None
+    files(tmp_path, OTHER_CERT, OTHER_KEY)
+
+    with no_descriptor_left():
+        assert certificates.changed() is None
+        assert certificates.changed() is None
+    assert told == [False]
+
+    assert certificates.changed() is not None
+    assert certificates.changed() is None
+    assert told == [False, True]
+
+
+def test_what_is_no_good_is_looked_at_once(tmp_path: Path) -> None:
+    """Until it changes again."""
+    told: list[bool] = []
+    certificates = Certificates(files(tmp_path), told.append)
+    files(tmp_path, OTHER_CERT, KEY)
+    assert [certificates.changed(), certificates.changed()] == [None, None]
+    assert told == [False]
+
+    files(tmp_path, OTHER_CERT, OTHER_KEY)
+    assert certificates.changed() is not None
+    assert told == [False, True]
 
 
 @pytest.mark.parametrize(
