@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.cache import Cache, string_weight
-from service.decode import Candidates, Floats, Header, Ints, Sparse, Table
+from service.decode import Candidates, Floats, Header, Ints, Sparse, Table, names_in
 from service.schema import Feature, GroupLayout, Schema
 from service.sparse_table import entries_of, take_rows
 
@@ -202,7 +202,7 @@ class _GroupAligner:
         plan = self._plans.get(header)
         if plan is None:
             plan = _make_plan(self._layout, header)
-            self._plans.put(header, plan, string_weight((*header.columns, *header.categorical)))
+            self._plans.put(header, plan, string_weight(names_in(header)))
         return plan
 
     def _lookup(self, feature: Feature, vocabulary: tuple[str, ...]) -> tuple[Floats, int]:

@@ -6,6 +6,9 @@ import threading
 from collections.abc import Iterable
 from typing import Generic, TypeVar
 
+# About what an entry takes beside its strings. Without it, entries that have none would never fill a cache.
+ENTRY_BYTES = 256
+
 K = TypeVar("K")
 V = TypeVar("V")
 
@@ -44,5 +47,5 @@ class Cache(Generic[K, V]):
 
 
 def string_weight(strings: Iterable[str]) -> int:
-    """About the bytes that strings take in memory."""
-    return sum(len(string) + 64 for string in strings)
+    """About the bytes that an entry of these strings takes in memory."""
+    return ENTRY_BYTES + sum(len(string) + 64 for string in strings)

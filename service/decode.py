@@ -24,6 +24,7 @@ Ints = NDArray[np.int64]
 M = TypeVar("M", bound=Message)
 
 # For each of the two memories of a Decoder: hundreds of ordinary headers.
+FORCED_ARMS_MAX = 100  # far above the number of experiments that run at a time
 CACHE_BYTES_MAX = 4 << 20
 
 
@@ -129,6 +130,8 @@ def check_times(last_visit_ms: int, request_time_ms: int) -> None:
 
 def check_forced_arms(arms: Mapping[str, str], limits: Limits) -> None:
     """Whether there are such experiments and arms is another question."""
+    if len(arms) > FORCED_ARMS_MAX:
+        raise InvalidRequest("forced_arms", f"{len(arms)} arms, more than {FORCED_ARMS_MAX}")
     _check_strings("forced_arms", (*arms, *arms.values()), limits)
 
 
@@ -176,6 +179,10 @@ class Decoder:
 
     def table(self, message: pb.FeatureTable, rows: int, where: str) -> Table:
         """A feature table of `rows` rows; `where` is its path in the request."""
+        # Before anything is made of them: an empty column is two bytes for its sender, and an object here.
+        columns = len(message.columns) + len(message.categorical) + len(message.vectors)
+        if columns > self.limits.columns_max:
+            raise InvalidRequest(where, f"{columns} columns, more than {self.limits.columns_max}")
         categorical = tuple(message.categorical)
         vectors = tuple(message.vectors)
         header = Header(
@@ -184,7 +191,7 @@ class Decoder:
         known = self._headers.get(header)
         if known is None:
             _check_names(where, header, self.limits)
-            self._headers.put(header, header, string_weight(_names(header)))
+            self._headers.put(header, header, string_weight(names_in(header)))
             known = header
         return Table(
             rows=rows,
@@ -197,6 +204,11 @@ class Decoder:
         )
 
     def _categorical(self, message: pb.CategoricalColumn, rows: int, where: str) -> Categorical:
+        if len(message.vocabulary) > self.limits.vocabulary_max:
+            raise InvalidRequest(
+                f"{where}.vocabulary",
+                f"{len(message.vocabulary)} categories, more than {self.limits.vocabulary_max}",
+            )
         vocabulary = tuple(message.vocabulary)
         known = self._vocabularies.get(vocabulary)
         if known is None:
@@ -274,7 +286,8 @@ def _decode_vector(message: pb.VectorColumn, rows: int, where: str) -> Floats:
     return values
 
 
-def _names(header: Header) -> tuple[str, ...]:
+def names_in(header: Header) -> tuple[str, ...]:
+    """The names of all columns."""
     return (*header.columns, *header.categorical, *(name for name, _ in header.vectors))
 
 
@@ -293,8 +306,6 @@ def _check_names(where: str, header: Header, limits: Limits) -> None:
 
 
 def _check_vocabulary(where: str, vocabulary: Sequence[str], limits: Limits) -> None:
-    if len(vocabulary) > limits.vocabulary_max:
-        raise InvalidRequest(f"{where}.vocabulary", f"{len(vocabulary)} categories, more than {limits.vocabulary_max}")
     _check_strings(f"{where}.vocabulary", vocabulary, limits)
     _check_new(f"{where}.vocabulary", vocabulary, set())
 

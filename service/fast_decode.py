@@ -151,7 +151,7 @@ def _ids(body: bytes, span: Span, count: int, field: Integers) -> tuple[Ints, ND
     begin, end = span
     if count:
         width, rest = divmod(end - begin, count)
-        if not rest and width <= field.width_max:
+        if not rest and 0 < width <= field.width_max:
             varints = np.frombuffer(body, np.uint8, end - begin, begin).reshape(count, width)
             digits = varints ^ _CONTINUED[width - 1]
             if digits.tobytes().isascii():

@@ -49,5 +49,6 @@ def test_never_holds_more_than_it_may(puts: list[tuple[int, int]]) -> None:
 
 
 def test_string_weight() -> None:
-    """Characters, and what Python takes for each string."""
-    assert string_weight(["abc", ""]) == 3 + 64 + 64
+    """Characters, what Python takes for each string, and what an entry takes: none weighs nothing."""
+    assert string_weight(["abc", ""]) == 3 + 64 + 64 + 256
+    assert string_weight([]) == 256

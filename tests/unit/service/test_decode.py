@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 from collections.abc import Callable
 
 import numpy as np
@@ -233,6 +234,35 @@ def test_a_bad_header_is_refused_every_time() -> None:
             )
 
 
+@pytest.mark.parametrize(
+    ("field", "tag", "fault"),
+    [
+        ("candidates.tweets", b"\x32\x00", "500000 columns, more than 2048"),  # nameless categorical columns
+        ("candidates.tweets", b"\x3a\x00", "500000 columns, more than 2048"),  # vectors
+        ("candidates.tweets", b"\x0a\x00", "500000 columns, more than 2048"),
+        ("candidates.tweets.categorical[0].vocabulary", b"", "500000 categories, more than 10000"),
+    ],
+)
+def test_nothing_is_made_of_columns_beyond_the_limit(field: str, tag: bytes, fault: str) -> None:
+    """Each is two bytes on the wire; an object for each would take tens of megabytes, and seconds of the GIL."""
+    message = toy.candidates([1])
+    message.tweets.Clear()
+    if tag:
+        message.tweets.MergeFromString(tag * 500_000)
+    else:
+        message.tweets.categorical.add().MergeFromString(b"\x12\x00" * 500_000)
+    tracemalloc.start()
+    try:
+        found = decode_error(message, Limits())
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert found[0] == field
+    assert found[1].startswith(fault)
+    assert peak_bytes < 1 << 20
+
+
 def test_body_that_does_not_parse() -> None:
     """It is the whole body that is at fault."""
     with pytest.raises(InvalidRequest, match=r"^the body is not a timelines\.ranking\.v1\.RankTimelineRequest$"):
@@ -266,3 +296,6 @@ def test_forced_arms() -> None:
     for arms in ({"e" * 257: "a"}, {"e": "a" * 257}):
         with pytest.raises(InvalidRequest, match=r"^forced_arms: "):
             check_forced_arms(arms, Limits())
+    check_forced_arms({str(i): "a" for i in range(100)}, Limits())
+    with pytest.raises(InvalidRequest, match="forced_arms: 101 arms, more than 100"):
+        check_forced_arms({str(i): "a" for i in range(101)}, Limits())

@@ -163,6 +163,10 @@ def test_ids_as_they_came_on_the_wire() -> None:
         lambda r: r.candidates.author_ids.__setitem__(0, r.candidates.author_ids[1]),
         lambda r: r.candidates.author_index.__setitem__(0, 2),
         lambda r: r.candidates.created_at_ms.append(1),
+        lambda r: r.candidates.ClearField("created_at_ms"),
+        lambda r: r.candidates.ClearField("author_index"),
+        lambda r: r.candidates.ClearField("author_ids"),
+        lambda r: r.candidates.ClearField("tweet_ids"),
         lambda r: r.ClearField("candidates"),
     ],
 )
