@@ -37,14 +37,17 @@ class BodyReader:
         """
         self._reading[context] = time.monotonic()
         try:
-            return next(bodies)
+            body = next(bodies)
         except StopIteration:
             # grpcio ends the stream like this too for a caller that is gone, and nobody reads the answer then.
             raise InvalidRequest("", "the call has no body") from None
         except grpc.RpcError:
-            raise Cancelled("the caller gave up, or its body did not come in time") from None
+            raise _given_up() from None
         finally:
-            del self._reading[context]
+            in_time = self._reading.pop(context, None) is not None
+        if not in_time:  # it came while the other thread gave the call up
+            raise _given_up()
+        return body
 
     def close(self) -> None:
         """Lets the thread end."""
@@ -54,5 +57,9 @@ class BodyReader:
         while not self._closed.wait(self._timeout_s / LOOKS_PER_TIMEOUT):
             began_before_s = time.monotonic() - self._timeout_s
             for context, began_s in self._reading.copy().items():
-                if began_s < began_before_s:
+                if began_s < began_before_s and self._reading.pop(context, None) is not None:
                     context.cancel()  # wakes up its reader
+
+
+def _given_up() -> Cancelled:
+    return Cancelled("the caller gave up, or its body did not come in time")

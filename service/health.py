@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -11,13 +11,19 @@ from google.protobuf.message import DecodeError, Message
 from grpc_health.v1 import health, health_pb2
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
+from service import errors
+from service.body import BodyReader
+
 M = TypeVar("M", bound=Message)
 
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 SERVING = health_pb2.HealthCheckResponse.SERVING
-# A check takes microseconds. Reflection keeps a thread for as long as its caller keeps the stream, so it has a pool
-# of its own: forgotten streams can lock out other reflection, but not a probe.
-HEALTH_THREADS = 2
+UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+# A check takes microseconds, but for the wait for its few bytes: calls whose body does not come hold a thread each, for
+# so long. Reflection keeps a thread for as long as its caller keeps the stream, so it has a pool of its own: forgotten
+# streams can lock out other reflection, but not a probe.
+HEALTH_THREADS = 8
+BODY_TIMEOUT_S = 1.0
 REFLECTION_THREADS = 2
 
 
@@ -38,17 +44,29 @@ class _Watch:
 
     experimental_non_blocking = True
 
-    def __init__(self, servicer: health.HealthServicer, pool: ThreadPoolExecutor) -> None:
+    def __init__(
+        self,
+        servicer: health.HealthServicer,
+        names: Sequence[str],
+        read: Callable[[Iterator[bytes], grpc.ServicerContext], Any],
+        pool: ThreadPoolExecutor,
+    ) -> None:
         self._servicer = servicer
+        self._names = names
+        self._read = read
         self.experimental_thread_pool = pool
         # The streams that are open. Adding, discarding and copying are single steps under the GIL.
         self._streams: set[Callable[[Any], None]] = set()
 
-    def __call__(self, body: bytes, context: grpc.ServicerContext, send: Callable[[Any], None]) -> None:
-        request = _parse(health_pb2.HealthCheckRequest, body, context)
+    def __call__(self, bodies: Iterator[bytes], context: grpc.ServicerContext, send: Callable[[Any], None]) -> None:
+        request = self._read(bodies, context)
         self._streams.add(send)
-        context.add_callback(lambda: self._streams.discard(send))
-        self._servicer.Watch(request, context, send)
+        if not context.add_callback(lambda: self._streams.discard(send)):  # it has ended by now
+            self._streams.discard(send)
+        elif request.service in self._names:
+            self._servicer.Watch(request, context, send)
+        else:  # grpcio's servicer would remember every name that anybody makes up
+            send(health_pb2.HealthCheckResponse(status=UNKNOWN))
 
     def end(self) -> None:
         """Ends all open streams."""
@@ -65,7 +83,8 @@ class Health:
         self._reflection_pool = ThreadPoolExecutor(REFLECTION_THREADS, "reflection")
         self._servicer = health.HealthServicer()
         self._set(NOT_SERVING)  # grpcio's own begins with SERVING
-        self._watch = _Watch(self._servicer, self._health_pool)
+        self._bodies = BodyReader(BODY_TIMEOUT_S)
+        self._watch = _Watch(self._servicer, self._names, self._read, self._health_pool)
         names = (*services, health.SERVICE_NAME, reflection.SERVICE_NAME)
         self._reflection = reflection.ReflectionServicer(names)
 
@@ -73,10 +92,11 @@ class Health:
         """What to add to the server."""
         response = health_pb2.HealthCheckResponse
         methods: dict[str, grpc.RpcMethodHandler[bytes, health_pb2.HealthCheckResponse]] = {
-            "Check": grpc.unary_unary_rpc_method_handler(
+            # Of streams, so that the wait for a body is ours to end.
+            "Check": grpc.stream_unary_rpc_method_handler(
                 OnPool(self._check, self._health_pool), response_serializer=response.SerializeToString
             ),
-            "Watch": grpc.unary_stream_rpc_method_handler(self._watch, response_serializer=response.SerializeToString),
+            "Watch": grpc.stream_stream_rpc_method_handler(self._watch, response_serializer=response.SerializeToString),
         }
         reflect: grpc.RpcMethodHandler[bytes, reflection_pb2.ServerReflectionResponse] = (
             grpc.stream_stream_rpc_method_handler(
@@ -103,11 +123,19 @@ class Health:
 
     def close(self) -> None:
         """Lets the threads end; the server has stopped."""
+        self._bodies.close()
         self._health_pool.shutdown(wait=False)
         self._reflection_pool.shutdown(wait=False)
 
-    def _check(self, body: bytes, context: grpc.ServicerContext) -> Any:
-        return self._servicer.Check(_parse(health_pb2.HealthCheckRequest, body, context), context)
+    def _check(self, bodies: Iterator[bytes], context: grpc.ServicerContext) -> Any:
+        return self._servicer.Check(self._read(bodies, context), context)
+
+    def _read(self, bodies: Iterator[bytes], context: grpc.ServicerContext) -> health_pb2.HealthCheckRequest:
+        try:
+            body = self._bodies.read(bodies, context)
+        except (errors.InvalidRequest, errors.Cancelled) as error:
+            context.abort(errors.status_code(error), str(error))
+        return _parse(health_pb2.HealthCheckRequest, body, context)
 
     def _reflect(self, bodies: Iterable[bytes], context: grpc.ServicerContext) -> Any:
         requests = (_parse(reflection_pb2.ServerReflectionRequest, body, context) for body in bodies)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import os
 import resource
 import signal
 import socket
@@ -139,6 +140,7 @@ def test_stopped_and_continued(server: Running) -> None:
         stub = ranking_pb2_grpc.TimelineRankingServiceStub(channel)
         stub.RankTimeline(REQUEST, timeout=PATIENCE_S)
         server.process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, server.process.pid, os.WSTOPPED | os.WNOWAIT)  # until each of its threads stands still
         try:
             impatient = [stub.RankTimeline.future(REQUEST, timeout=0.2) for _ in range(20)]
             patient = [stub.RankTimeline.future(REQUEST, timeout=PATIENCE_S) for _ in range(4)]
@@ -206,6 +208,26 @@ def test_bodies_that_do_not_come(server: Running) -> None:
         finally:
             go_on.set()
     check_prompt(server)
+
+
+def test_a_watch_of_a_name_that_nobody_has(server: Running) -> None:
+    """Is told so and goes on, and no such name is remembered: here they would take 200 MB."""
+
+    def memory_mb() -> float:
+        return int(Path(f"/proc/{server.process.pid}/statm").read_text().split()[1]) * resource.getpagesize() / 1e6
+
+    before_mb = memory_mb()
+    with grpc.insecure_channel(server.addresses.grpc) as channel:
+        watch: grpc.UnaryStreamMultiCallable[bytes, bytes] = channel.unary_stream("/grpc.health.v1.Health/Watch")
+        for number in range(200):
+            name = f"{number:03}" + "x" * 1_000_000
+            stream = watch(health_pb2.HealthCheckRequest(service=name).SerializeToString(), timeout=PROMPT_S)
+            answer = health_pb2.HealthCheckResponse.FromString(next(stream))
+            assert answer.status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+            assert stream.is_active()
+            stream.cancel()
+
+    assert memory_mb() < before_mb + 100
 
 
 def test_answers_that_nobody_reads(server: Running) -> None:

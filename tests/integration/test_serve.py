@@ -22,6 +22,7 @@ from grpc_status import rpc_status
 
 from service.generated.timelines.ranking.v1 import ranking_pb2 as pb
 from service.generated.timelines.ranking.v1 import ranking_pb2_grpc
+from service.health import HEALTH_THREADS
 from tests import toy
 from tests.server_process import Addresses, serving
 
@@ -179,6 +180,24 @@ def test_probes_do_not_wait_for_forgotten_reflection_streams(channel: grpc.Chann
         release.set()
         for stream in streams:
             stream.cancel()
+
+
+@pytest.mark.parametrize("method", ["Check", "Watch"])
+def test_probes_do_not_wait_for_probes_without_a_body(channel: grpc.Channel, method: str) -> None:
+    """Each holds a thread, and has no deadline: more of them than there are threads, and the server ends them."""
+    release = threading.Event()
+
+    def silence() -> Iterator[bytes]:
+        release.wait()
+        yield from ()
+
+    call: grpc.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(f"/grpc.health.v1.Health/{method}")
+    streams = [call(silence()) for _ in range(2 * HEALTH_THREADS)]
+    try:
+        assert check_health(channel) == SERVING
+        assert {stream.code() for stream in streams} == {grpc.StatusCode.CANCELLED}
+    finally:
+        release.set()
 
 
 def test_a_call_without_a_deadline_has_the_servers(toy_bundle: Path) -> None:
