@@ -54,6 +54,7 @@ class Turn:
         rows: How many of its rows to score, the newest ones.
         degradation: What that makes of the answer.
         alone: Whether calls of late had the server to themselves, so that there is nobody to let pass.
+        crowded: Whether it is because of other calls that it takes no rows.
     """
 
     # But for those above guarded by the lock of its Admission.
@@ -65,6 +66,7 @@ class Turn:
         "cancelled",
         "changed",
         "cost",
+        "crowded",
         "degradation",
         "due_ns",
         "left_ns",
@@ -87,6 +89,7 @@ class Turn:
         self.began_ns = 0
         self.running = False
         self.cancelled = False
+        self.crowded = False
 
     def __enter__(self) -> Turn:
         return self
@@ -209,7 +212,9 @@ class Admission:
         if full_only or (alone > affordable and not self._may_degrade()):
             raise _overloaded(wait_ns)
         if affordable < PARTIAL_ROWS_MIN:
-            return Turn(self, cost, 0, pb.DEGRADATION_REVERSE_CHRONOLOGICAL, due_ns)
+            turn = Turn(self, cost, 0, pb.DEGRADATION_REVERSE_CHRONOLOGICAL, due_ns)
+            turn.crowded = alone > affordable
+            return turn
         if alone > affordable:
             # Now, not when it ends: the calls that come until then are to know.
             self._budget_ns -= cost.predict_ns(affordable)
@@ -235,7 +240,9 @@ class Admission:
             self._leave(turn)
             if full_only or not self._may_degrade():
                 raise _overloaded(self._wait_ns(math.inf))
-            return self._begin(Turn(self, turn.cost, 0, pb.DEGRADATION_REVERSE_CHRONOLOGICAL, turn.due_ns))
+            late = Turn(self, turn.cost, 0, pb.DEGRADATION_REVERSE_CHRONOLOGICAL, turn.due_ns)
+            late.crowded = True
+            return self._begin(late)
 
     def _begin(self, turn: Turn) -> Turn:
         turn.began_ns = self._clock()
@@ -258,7 +265,7 @@ class Admission:
         with self._lock:
             self._stop(turn)
             if not turn.rows:
-                if turn.degradation != pb.DEGRADATION_NONE:
+                if turn.crowded:
                     self._budget_ns -= turn.worked_ns
                 return
             if not failed:

@@ -60,8 +60,6 @@ class Cost:
     def doubt(self) -> None:
         """Expects a little less. A cost that turned every call away would otherwise never be measured again."""
         n, r, rr, t, rt = self._sums
-        n0, r0, rr0, t0, rt0 = self._kept
-        self._kept = (n0, r0, rr0, t0 * FORGETTING, rt0 * FORGETTING)
         self._deviation_ns *= FORGETTING
         self._fit(n, r, rr, t * FORGETTING, rt * FORGETTING)
 

@@ -388,3 +388,19 @@ def test_a_server_that_was_slow_once_recovers() -> None:
                 clock.now_ns += MS + 10_000 * turn.rows
     assert degradations[0] == CHRONOLOGICAL
     assert set(degradations[-100:]) == {NONE}
+
+
+def test_the_impatient_do_not_use_up_what_is_there_for_a_burst() -> None:
+    """Their answers cost time as well, but it is nobody's fault but their own; then comes a call that has to wait."""
+    clock = Clock()
+    admission = gate(clock, running_max=1)
+    for _ in range(20):
+        with admission.admit(VERSION, 500, clock.now_ns + 0.5 * MS, full_only=False, on_end=never) as turn:
+            assert turn.degradation == CHRONOLOGICAL
+            clock.now_ns += 100 * MS  # twice the budget
+
+    with (
+        admission.admit(VERSION, 1_000, math.inf, full_only=False, on_end=never),
+        admission.admit(VERSION, 500, clock.now_ns + 10 * MS, full_only=False, on_end=never) as crowded,
+    ):
+        assert crowded.degradation == CHRONOLOGICAL

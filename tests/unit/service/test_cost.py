@@ -74,3 +74,15 @@ def test_a_cost_is_never_negative_nor_falls_with_rows(seen: list[tuple[int, floa
         assert cost.longest_ns(rows) <= ns + slack_ns
     if rows < 5_000:
         assert cost.longest_ns(rows + 1) >= ns - slack_ns
+
+
+def test_hopeless_calls_do_not_teach_what_calls_cost() -> None:
+    """Each makes the others doubt; those that are scored, all of one size, put it right, for other sizes as well."""
+    cost = Cost(POINTS)
+    for _ in range(500):
+        cost.doubt()
+        for _ in range(20):
+            cost.observe(500, 6.0 * MS)
+
+    for rows in (500, 1_500, 5_000):
+        assert cost.predict_ns(rows) == pytest.approx(MS + 10_000 * rows, rel=0.1)
