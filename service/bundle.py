@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import shutil
 import tempfile
@@ -25,7 +24,7 @@ from google.protobuf.message import DecodeError
 
 from service import __version__, onnx_file
 from service.generated.timelines.ranking.v1 import golden_pb2
-from service.schema import Schema, SchemaError
+from service.schema import Schema, SchemaError, is_finite
 
 FORMAT = 1
 MODEL_FILE = "model.onnx"
@@ -35,6 +34,8 @@ GOLDEN_FILE = "golden.binpb"
 # Far above any sound bundle, far below what would hurt a server that reads one: an ONNX file ends at 2 GiB anyway.
 BYTES_MAX = {MODEL_FILE: 1 << 30, MANIFEST_FILE: 8 << 20, GOLDEN_FILE: 64 << 20}
 GOLDEN_TWEETS_MAX = 20
+FAULTS_MAX = 20
+FAULT_CHARACTERS_MAX = 300
 
 # What the maker of a bundle states. schema: Schema.to_json(). graph: {precision, inputs, outputs}, the latter two
 # lists of {name, dtype, shape}. law: name of the simulated law that it was trained for, or null. plan: the resolved
@@ -49,13 +50,15 @@ STATED_KEYS: dict[str, tuple[type, ...]] = {
     "calibration": (dict,),
     "icymi_relevance_min": (float, int),
 }
-# What follows from the rest: format number, {file: {sha256, bytes}}, hashes of schema and plan, version of the writer.
+# What follows from the rest: format number, {file: {sha256, bytes}}, hashes of schema and plan, version of the writer;
+# manifest_hash: of all but `files`, which the files themselves speak for; older bundles have none.
 DERIVED_KEYS: dict[str, tuple[type, ...]] = {
     "format": (int,),
     "files": (dict,),
     "schema_hash": (str,),
     "plan_hash": (str,),
     "created_by": (str,),
+    "manifest_hash": (str,),
 }
 MANIFEST_KEYS = STATED_KEYS | DERIVED_KEYS
 
@@ -64,12 +67,21 @@ class BundleError(ValueError):
     """A bundle is not to be served.
 
     Attributes:
-        faults: One line for each thing wrong with it; at least one.
+        faults: One line for each thing wrong with it; at least one. What a bundle has in it may be in them: long ones
+            are cut, of very many the first are there with the number of the others, and nothing in them is a control
+            character, for they go into logs, to terminals and to callers.
     """
 
     def __init__(self, faults: Sequence[str]) -> None:
-        super().__init__("; ".join(faults))
-        self.faults = tuple(faults)
+        lines = [_one_line(fault) for fault in faults[:FAULTS_MAX]]
+        if len(faults) > FAULTS_MAX:
+            lines.append(f"and {len(faults) - FAULTS_MAX} more")
+        super().__init__("; ".join(lines))
+        self.faults = tuple(lines)
+
+
+class UnreadableBundleError(BundleError):
+    """Whether the bundle is sound can not be told: the system does not let us read it, which may pass."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +107,7 @@ def read_bundle(directory: Path) -> Bundle:
     """Reads a bundle and checks all that can be seen without running the model.
 
     Raises:
-        BundleError: With every fault found.
+        BundleError: With every fault found; UnreadableBundleError where a file can not be read.
     """
     faults: list[str] = []
     contents = _read_files(directory, faults)
@@ -110,6 +122,8 @@ def read_bundle(directory: Path) -> Bundle:
     schema = _parse_schema(manifest, faults)
     if manifest["plan_hash"] != _hash_json(manifest["plan"]):
         faults.append(f"{MANIFEST_FILE}: plan_hash is not that of the plan")
+    if manifest.get("manifest_hash", wanted := _manifest_hash(manifest)) != wanted and not faults:
+        faults.append(f"{MANIFEST_FILE}: manifest_hash is not that of what it says")
     faults += [f"{MODEL_FILE}: {fault}" for fault in onnx_file.faults(contents[MODEL_FILE])]
     golden = _parse_golden(contents[GOLDEN_FILE], faults)
     if faults or schema is None:
@@ -140,6 +154,7 @@ def write_bundle(directory: Path, model: bytes, stated: Mapping[str, Any], golde
         "plan_hash": _hash_json(stated.get("plan")),
         "created_by": f"timeline-ranker {__version__}",
     }
+    manifest["manifest_hash"] = _manifest_hash(manifest)
     if faults := _key_faults(manifest):
         raise BundleError(faults)
     text = json.dumps(manifest, indent=1, sort_keys=True, allow_nan=False)
@@ -189,17 +204,25 @@ def _place(directory: Path, contents: Mapping[str, bytes]) -> None:
 
 
 def _read_files(directory: Path, faults: list[str]) -> dict[str, bytes]:
+    try:
+        return _contents(directory, faults)
+    except OSError as error:
+        raise UnreadableBundleError([f"{Path(error.filename or directory).name}: {error.strerror}"]) from error
+
+
+def _contents(directory: Path, faults: list[str]) -> dict[str, bytes]:
     if not directory.is_dir():
         faults.append(f"{directory} is not a directory")
         return {}
     names = {entry.name for entry in directory.iterdir()}
     faults += [f"{name}: does not belong into a bundle" for name in sorted(names - BYTES_MAX.keys())]
     contents = {}
+    inside = Path(os.path.realpath(directory))
     for name, bytes_max in BYTES_MAX.items():
         path = directory / name
         if name not in names:
             faults.append(f"{name}: is missing")
-        elif not path.resolve().is_relative_to(directory.resolve()):
+        elif not Path(os.path.realpath(path)).is_relative_to(inside):  # Path.resolve raises where links go in a circle
             faults.append(f"{name}: is a link that leads out of the bundle")
         elif not path.is_file():
             faults.append(f"{name}: is not a regular file")
@@ -233,15 +256,19 @@ def _refuse_constant(name: str) -> None:
 
 
 def _key_faults(manifest: Mapping[str, Any]) -> list[str]:
-    faults = [f"{MANIFEST_FILE}: {key} is missing" for key in MANIFEST_KEYS if key not in manifest]
+    needed = MANIFEST_KEYS.keys() - {"manifest_hash"}
+    faults = [f"{MANIFEST_FILE}: {key} is missing" for key in MANIFEST_KEYS if key in needed and key not in manifest]
     for key, value in manifest.items():
         if key not in MANIFEST_KEYS:
             faults.append(f"{MANIFEST_FILE}: {key} is not known")
         elif isinstance(value, bool) or not isinstance(value, MANIFEST_KEYS[key]):
             faults.append(f"{MANIFEST_FILE}: {key} is of the wrong type")
     floor = manifest.get("icymi_relevance_min")
-    if isinstance(floor, float) and not math.isfinite(floor):
+    if isinstance(floor, float | int) and not is_finite(floor):
         faults.append(f"{MANIFEST_FILE}: icymi_relevance_min is {floor}")
+    files = manifest.get("files")
+    if isinstance(files, dict) and (unknown := files.keys() - {MODEL_FILE, GOLDEN_FILE}):
+        faults.append(f"{MANIFEST_FILE}: files names {', '.join(sorted(unknown))}")
     return faults
 
 
@@ -281,6 +308,15 @@ def _parse_golden(content: bytes, faults: list[str]) -> golden_pb2.GoldenFile:
         if not 1 <= tweets <= GOLDEN_TWEETS_MAX:
             faults.append(f"{GOLDEN_FILE}: case {i} has {tweets} Tweets, not 1 to {GOLDEN_TWEETS_MAX}")
     return golden
+
+
+def _manifest_hash(manifest: Mapping[str, Any]) -> str:
+    return _hash_json({key: value for key, value in manifest.items() if key not in ("files", "manifest_hash")})
+
+
+def _one_line(fault: str) -> str:
+    cut = fault if len(fault) <= FAULT_CHARACTERS_MAX else fault[:FAULT_CHARACTERS_MAX] + "..."
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in cut)
 
 
 def _hash_json(value: Any) -> str:

@@ -221,7 +221,7 @@ def read_experiments(text: str) -> tuple[Experiment, ...]:
     """The experiments in a TOML document; raises ExperimentsError naming what is wrong."""
     try:
         document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise ExperimentsError(f"not TOML: {error}") from error
     _check_keys(document, ["experiments"], ["experiments"])
     return tuple(_experiment(table, i) for i, table in enumerate(_tables(document, "experiments")))

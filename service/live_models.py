@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Mapping, Set
 
-from service.bundle import Bundle, BundleError
+from service.bundle import Bundle, BundleError, UnreadableBundleError
 from service.model import LoadResult, Model
 from service.model_loader import step_back
 from service.repository import LABELS_FILE, STABLE, Repository, RepositoryError
@@ -21,6 +22,9 @@ from service.serving import ServingError
 from service.watch import Fingerprint, Found, Held, Plan, look, plan
 
 logger = logging.getLogger(__name__)
+
+# A version whose files could not be read is tried again after so long, though they look as they did.
+UNREADABLE_PAUSE_S = 30.0
 
 
 class LiveModels:
@@ -38,6 +42,7 @@ class LiveModels:
         serve: Callable[[Mapping[str, Model]], None],
         report: Callable[[str, LoadResult], object],
         needed: Set[str] = frozenset({STABLE}),
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Looks at nothing yet.
 
@@ -47,6 +52,7 @@ class LiveModels:
             serve: Serves these models, by label, from now on; or raises ServingError and changes nothing.
             report: Told of each try to load a version, and what became of it.
             needed: Labels that there must be; they serve on where the repository has them no more.
+            clock: Seconds of a clock that never goes back.
         """
         self.serving: Mapping[str, int] = {}
         self.complaint = ""
@@ -58,12 +64,17 @@ class LiveModels:
         self._models: dict[int, Model] = {}
         self._refused: Mapping[str, int] = {}
         self._failed: dict[int, Fingerprint] = {}
+        self._retry_at_s: dict[int, float] = {}  # for those of them that could not be read
+        self._clock = clock
 
     def watch(self, stop: threading.Event, interval_s: float) -> None:
         """Updates until told to stop, at low priority."""
         step_back()
         while not stop.wait(interval_s):
-            self.update()
+            try:
+                self.update()
+            except Exception:  # whatever it was, the next version must not go unseen for it
+                logger.exception("model repository")
 
     def update(self) -> None:
         """Looks at the repository once and does all that follows."""
@@ -75,18 +86,33 @@ class LiveModels:
             self._complain(f"{error}; all models stay")
             return
         self._complain(self._settle(found))
+        for version in [v for v, at_s in self._retry_at_s.items() if self._clock() >= at_s]:
+            del self._retry_at_s[version]
+            self._failed.pop(version, None)
+        held_back: dict[int, str] = {}
         for version in self._plan(found).load:
-            self._try(version, found)
+            if fault := self._try(version, found):
+                held_back[version] = fault
+        # Those loaded after it may have been what it lacked.
+        for version, fault in held_back.items():
+            self._tell(version, LoadResult.now(fault) if self._refused else LoadResult.now())
         if missing := self._needed - self._plan(found).serving.keys():
             self._complain(f"no model is ready under {', '.join(sorted(missing))}")
 
-    def _try(self, version: int, found: Found) -> None:
-        """Loads a version and has it serve, or remembers what it looked like."""
+    def _try(self, version: int, found: Found) -> str:
+        """Loads a version and has it serve, or remembers what it looked like.
+
+        Returns: Why it does not serve though it was loaded; nothing was told then. Empty: all was.
+        """
         beside = self._models.get(self.serving.get(STABLE, 0))
         try:
             self._models[version] = self._load(self._repository.read(version), str(version), beside)
-            fault = self._settle(found)
-            result = LoadResult.now(fault) if fault else LoadResult.now()
+            if fault := self._settle(found):
+                return fault
+            result = LoadResult.now()
+        except UnreadableBundleError as error:
+            self._retry_at_s[version] = self._clock() + UNREADABLE_PAUSE_S
+            result = LoadResult.now(*error.faults)
         except BundleError as error:
             result = LoadResult.now(*error.faults)
         except Exception as error:  # whatever else a bundle manages to trip over must not end the watch either
@@ -94,6 +120,10 @@ class LiveModels:
             result = LoadResult.now(f"{type(error).__name__}: {error}")
         if version not in self._models:
             self._failed[version] = found.fingerprints[version]
+        self._tell(version, result)
+        return ""
+
+    def _tell(self, version: int, result: LoadResult) -> None:
         for line in result.faults:
             logger.error("version %d: refused: %s", version, line)
         if not result.faults:

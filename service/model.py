@@ -148,7 +148,7 @@ def _case_fault(model: Model, decoder: Decoder, case: golden_pb2.GoldenCase) -> 
     if list(case.response.heads) != list(model.schema.head_names):
         return f"heads are {list(case.response.heads)}, the schema's {list(model.schema.head_names)}"
     tables, _ = model.aligner.align(candidates)
-    scores = model.score(tables)
+    scores = model.scorer.try_out(tables)
     weights = np.array([h.sign * h.weight for h in model.schema.heads])
     margin, raw_margin = (GOLDEN_ABSOLUTE + GOLDEN_RELATIVE * values for values in scores)
     for name, golden, found, allowed in (

@@ -12,7 +12,6 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-import math
 import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
@@ -22,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from service.schema import Schema
+from service.schema import Schema, is_finite
 
 
 class PolicyError(ValueError):
@@ -68,7 +67,7 @@ class Policy:
             if not check(value):
                 raise PolicyError(f"{name} = {value!r}: must be {wanted}")
         for head, weight in self.head_weights.items():
-            if not _is_number(weight) or weight < 0:
+            if not is_finite(weight) or weight < 0:
                 raise PolicyError(f"head_weights.{head} = {weight!r}: must be a number, 0 or more")
 
 
@@ -100,7 +99,7 @@ def read_policy(text: str) -> Policy:
     """The policy in a TOML document; raises PolicyError naming what is wrong."""
     try:
         values = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise PolicyError(f"not TOML: {error}") from error
     return override(Policy(), values)
 
@@ -158,10 +157,6 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {near[0]}?" if near else f"; there are {', '.join(known)}"
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
 def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
@@ -170,11 +165,11 @@ _CHECKS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("ranked_size", lambda v: _is_count(v) and v >= 1, "a whole number, 1 or more"),
     ("icymi_size", lambda v: _is_count(v) and v >= 1, "a whole number, 1 or more"),
     ("icymi_candidates_min", _is_count, "a whole number, 0 or more"),
-    ("icymi_away_hours_min", lambda v: _is_number(v) and v >= 0, "a number of hours, 0 or more"),
-    ("icymi_relevance_min", lambda v: v is None or _is_number(v), "a number"),
+    ("icymi_away_hours_min", lambda v: is_finite(v) and v >= 0, "a number of hours, 0 or more"),
+    ("icymi_relevance_min", lambda v: v is None or is_finite(v), "a number"),
     ("author_diversity", lambda v: isinstance(v, bool), "true or false"),
-    ("author_diversity_decay", lambda v: _is_number(v) and 0 <= v <= 1, "a number between 0 and 1"),
-    ("author_diversity_floor", lambda v: _is_number(v) and 0 <= v <= 1, "a number between 0 and 1"),
+    ("author_diversity_decay", lambda v: is_finite(v) and 0 <= v <= 1, "a number between 0 and 1"),
+    ("author_diversity_floor", lambda v: is_finite(v) and 0 <= v <= 1, "a number between 0 and 1"),
 )
 
 

@@ -2,7 +2,7 @@
 
     <root>/<version>/    a bundle; versions are whole numbers from 1, never used twice
     <root>/labels.json   {"stable": {"version": 3, "previous": [2, 1]}, "canary": ...}
-    <root>/.lock         held by whoever changes anything
+    <root>/.lock         held by whoever changes anything; says the highest version that there ever was
 
 Bundles and labels.json appear by renaming, so a reader, which takes no lock, sees each of them whole.
 """
@@ -86,7 +86,9 @@ def rolled_back(labels: Labels, name: str) -> Labels:
         raise RepositoryError(f"there is no label {name!r}; {_listed(labels)}")
     previous = labels[name].previous
     if not previous:
-        raise RepositoryError(f"label {name!r} was never anywhere but at version {labels[name].version}")
+        raise RepositoryError(
+            f"label {name!r} is at version {labels[name].version} and has none before it to go back to"
+        )
     return {**labels, name: Label(previous[0], previous[1:])}
 
 
@@ -159,9 +161,16 @@ class Repository:
         with self._locked():
             self._remove_partial()
             labelled = [v for label in self.labels().values() for v in (label.version, *label.previous)]
-            version = max((*self.versions(), *labelled), default=0) + 1
+            version = max((self._highest(), *self.versions(), *labelled)) + 1
             copy_bundle(bundle, self.bundle(version))
+            # Whole or not at all, up to a crash in between: then the version itself is there.
+            (self.root / LOCK_FILE).write_text(f"{version}\n")
         return version
+
+    def _highest(self) -> int:
+        """The highest version that was ever published; 0 where the file does not say."""
+        text = (self.root / LOCK_FILE).read_text(errors="replace").strip()
+        return int(text) if _VERSION.fullmatch(text) else 0
 
     def promote(self, version: int, name: str) -> Label:
         """Moves a label to a version; returns where it points now.
@@ -204,7 +213,7 @@ class Repository:
         """Removes what a killed process left: whoever holds the lock is the only one at work."""
         for entry in self.root.iterdir():
             if _PARTIAL.fullmatch(entry.name):
-                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+                shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
 
     @contextmanager
     def _locked(self) -> Iterator[None]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,12 +17,23 @@ from typing import Any, Literal, get_args
 Group = Literal["viewer", "author", "tweet"]
 Kind = Literal["continuous", "binary", "categorical", "vector"]
 
+# Columns of a group's table. Far above any sound model's, for a server makes tables of that width before it serves one.
+WIDTH_MAX = 16_384
+
 GROUPS: tuple[Group, ...] = get_args(Group)
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 class SchemaError(ValueError):
     """A schema contradicts itself."""
+
+
+def is_finite(value: Any) -> bool:
+    """Whether it is a number, and one that a float can hold: JSON and TOML have whole numbers without end."""
+    try:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +86,7 @@ class Head:
     sign: int
 
     def __post_init__(self) -> None:
-        if not self.name or not 0 <= self.weight < float("inf") or self.sign not in (1, -1):
+        if not self.name or not is_finite(self.weight) or self.weight < 0 or self.sign not in (1, -1):
             raise SchemaError(f"head {self.name!r}: weight {self.weight}, sign {self.sign}")
 
 
@@ -123,6 +135,9 @@ class Schema:
         if len(set(names)) != len(names):
             twice = next(n for n in names if names.count(n) > 1)
             raise SchemaError(f"feature {twice[0]}.{twice[1]} twice")
+        for group, layout in self.layouts.items():
+            if layout.width > WIDTH_MAX:
+                raise SchemaError(f"the {group}'s features take {layout.width} columns, more than {WIDTH_MAX}")
         if not self.heads or len({h.name for h in self.heads}) != len(self.heads):
             raise SchemaError("heads must be there and have names of their own")
 
@@ -175,12 +190,17 @@ class Schema:
     def from_json(document: dict[str, Any]) -> Schema:
         """Reads what `to_json` wrote; raises SchemaError where it is not a schema."""
         try:
+            if any(not isinstance(f["vocabulary"], list) for f in document["features"]):
+                raise TypeError("a vocabulary that is no list")
             features = [Feature(**{**f, "vocabulary": tuple(f["vocabulary"])}) for f in document["features"]]
             heads = [Head(**h) for h in document["heads"]]
             texts = [text for f in features for text in (f.name, f.unit, *f.vocabulary)] + [h.name for h in heads]
             numbers = [f.width for f in features] + [h.sign for h in heads]
             if not all(isinstance(text, str) for text in texts) or not all(type(number) is int for number in numbers):
                 raise TypeError("a name that is no text, or a width or sign that is no whole number")
+            "".join(texts).encode()
+        except UnicodeEncodeError as error:  # half of a surrogate pair, which JSON can spell, and no message
+            raise SchemaError("a name that is no Unicode text") from error
         except (KeyError, TypeError) as error:
             raise SchemaError(f"not a schema: {error}") from error
         return Schema(tuple(features), tuple(heads))

@@ -90,11 +90,18 @@ class Scorer:
             feeds |= sparse_feeds("tweets", tables.tweet_scalars, len(tables.author_index), scalars)
         return Scores(*self._session.run(OUTPUTS, feeds))
 
+    def try_out(self, tables: Tables) -> Scores:
+        """As `score`, of a model that is yet to be trusted; raises BundleError where it fails."""
+        try:
+            return self.score(tables)
+        except Exception as error:  # onnxruntime raises a class of its own per kind of failure
+            raise BundleError([f"model.onnx: fails when it runs: {_first_line(error)}"]) from error
+
     def warm_up(self) -> None:
         """Runs the session on typical sizes, so that no caller pays for first allocations, and notes what they cost.
 
         Raises:
-            BundleError: The model answers with something other than probabilities.
+            BundleError: The model fails, or answers with something other than probabilities.
         """
         rng = np.random.default_rng(0)
         layouts = self._schema.layouts
@@ -108,7 +115,7 @@ class Scorer:
                 tables[group] = table
             author_index = rng.integers(0, sizes["author"], rows)
             begun_ns = time.perf_counter_ns()
-            scores = self.score(self._tables(tables, author_index))
+            scores = self.try_out(self._tables(tables, author_index))
             self.cost_points.append((rows, time.perf_counter_ns() - begun_ns))
             for name, values in zip(OUTPUTS, scores, strict=True):
                 if values.shape != (rows, len(self._schema.heads)):

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from service.repository import STABLE, Repository
 
-# Name, size, time of the last change in ns, and inode of each file of a version; empty where there is no directory.
-Fingerprint = tuple[tuple[str, int, int, int], ...]
+# Name, size, inode and the times in ns of the last change of content and of anything, rights included, of each file of
+# a version; empty where there is no directory.
+Fingerprint = tuple[tuple[str, int, int, int, int], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +86,7 @@ def _fingerprint(directory: Path) -> Fingerprint:
     try:
         for entry in sorted(directory.iterdir()):
             stat = entry.lstat()
-            files.append((entry.name, stat.st_size, stat.st_mtime_ns, stat.st_ino))
+            files.append((entry.name, stat.st_size, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns))
     except OSError:  # not there, or going away while we look: whatever it becomes, it will look different
         return ()
     return tuple(files)

@@ -22,10 +22,12 @@ from tests import toy
 
 
 def edit_manifest(directory: Path, edit: Callable[[dict[str, Any]], object]) -> None:
-    """Changes the manifest in place."""
+    """Changes the manifest in place, its hash of itself included."""
     path = directory / "manifest.json"
     manifest = json.loads(path.read_text())
     edit(manifest)
+    rest = {key: value for key, value in manifest.items() if key not in ("files", "manifest_hash")}
+    manifest["manifest_hash"] = hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
     path.write_text(json.dumps(manifest))
 
 
@@ -53,6 +55,43 @@ def flip_byte(directory: Path) -> None:
     model = bytearray((directory / "model.onnx").read_bytes())
     model[len(model) // 2] ^= 1
     (directory / "model.onnx").write_bytes(model)
+
+
+def flip_byte_of_manifest(directory: Path) -> None:
+    """One bit of a number that nothing else in the bundle depends on is another."""
+    path = directory / "manifest.json"
+    manifest = path.read_bytes()
+    number = b'"icymi_relevance_min": 0.2'
+    assert number in manifest
+    path.write_bytes(manifest.replace(number, number[:-1] + bytes([number[-1] ^ 1])))
+
+
+def fail_when_run(directory: Path) -> None:
+    """A graph that loads, and looks for a row that there is not."""
+    model = onnx.load_from_string(toy.model_bytes())
+    model.graph.initializer.append(numpy_helper.from_array(np.asarray([10**9]), "far"))
+    model.graph.node.append(helper.make_node("Gather", ["viewer_weights", "far"], ["nothing"], axis=0))
+    model.graph.node[-2].output[0] = "would_be"
+    model.graph.node.append(helper.make_node("Mul", ["nothing", "zero"], ["zeros"]))
+    model.graph.node.append(helper.make_node("Add", ["would_be", "zeros"], ["probabilities"]))
+    replace_model(directory, model.SerializeToString())
+
+
+def link_in_a_circle(directory: Path) -> None:
+    """A link to itself."""
+    (directory / "golden.binpb").unlink()
+    (directory / "golden.binpb").symlink_to("golden.binpb")
+
+
+def widen(directory: Path) -> None:
+    """A vector that no server could make a table of."""
+    feature = {"name": "vast", "group": "tweet", "kind": "vector", "unit": "", "vocabulary": [], "width": 10_000_000}
+
+    def edit(manifest: dict[str, Any]) -> None:
+        manifest["schema"]["features"].append(feature)
+        manifest["schema_hash"] = ""
+
+    edit_manifest(directory, edit)
 
 
 def link_outside(directory: Path) -> None:
@@ -142,13 +181,17 @@ SPOILERS: dict[str, tuple[Callable[[Path], None], str]] = {
     "missing": (remove, "is not a directory"),
     "half-written": (leave_half_written, "manifest.json: is missing"),
     "flipped byte": (flip_byte, "model.onnx: sha256 is"),
+    "flipped byte of the manifest": (flip_byte_of_manifest, "manifest.json: manifest_hash is not"),
+    "link in a circle": (link_in_a_circle, "golden.binpb: is not a regular file"),
     "link leading outside": (link_outside, "model.onnx: is a link that leads out of the bundle"),
     "version a link": (link_version, "is a link"),
     "absurd size": (inflate, "model.onnx: has 2147483648 bytes, more than"),
+    "absurd width": (widen, "manifest.json: schema: the tweet's features take 10000005 columns, more than 16384"),
     "lying manifest": (lie_about_inputs, "manifest.json: graph inputs are not those of model.onnx"),
     "wrong schema": (change_schema, "model.onnx: inputs are"),
     "NaN": (answer(float("nan")), "model.onnx: probabilities outside of [0, 1]"),
     "not as golden": (answer(0.5), "golden.binpb: case 0: probabilities are up to"),
+    "failing when run": (fail_when_run, "model.onnx: fails when it runs: "),
     "slow": (slow_down, "times as long as version 1; 3 times is the most"),
     "foreign operator": (use_foreign_operator, "model.onnx: operator 'IsNaN' of domain 'com.example'"),
     "external data": (read_external_data, "model.onnx: data of tensor 'tweet_weights' outside the file"),

@@ -5,14 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import resource
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from service import bundle
-from service.bundle import BundleError, read_bundle, write_bundle
+from service.bundle import BundleError, UnreadableBundleError, read_bundle, write_bundle
 from service.generated.timelines.ranking.v1 import golden_pb2
 from service.schema import SchemaError
 from tests import toy
@@ -112,6 +116,7 @@ def test_refuses_to_write_what_it_would_not_read(tmp_path: Path) -> None:
         ({"laws": "steps"}, "laws is not known"),
         ({"icymi_relevance_min": True}, "icymi_relevance_min is of the wrong type"),
         ({"icymi_relevance_min": float("nan")}, "icymi_relevance_min is nan"),
+        ({"icymi_relevance_min": 10**400}, "icymi_relevance_min is 10000"),
     ],
 )
 def test_refuses_to_write_a_bad_manifest(tmp_path: Path, change: dict[str, Any], fault: str) -> None:
@@ -243,6 +248,19 @@ def test_manifest_that_is_none(own_bundle: Path, content: bytes, fault: str) -> 
         (lambda m: m["schema"]["features"][0].update(name=5), "manifest.json: schema: "),
         (lambda m: m["schema"]["features"][7].update(width=2.5), "manifest.json: schema: "),
         (lambda m: m["schema"].update(features=5), "manifest.json: schema: "),
+        (
+            lambda m: m["schema"]["features"][0].update(name="a\ud800"),
+            "manifest.json: schema: a name that is no Unicode",
+        ),
+        (
+            lambda m: m["schema"]["features"][1].update(vocabulary="en"),
+            "manifest.json: schema: not a schema: a vocabul",
+        ),
+        (lambda m: m["schema"]["heads"][0].update(weight=10**400), "manifest.json: schema: head 'like': weight 1000"),
+        (lambda m: m["schema"]["heads"][0].update(weight=True), "manifest.json: schema: head 'like': weight True"),
+        (lambda m: m["schema"]["features"][7].update(width=20_000), "manifest.json: schema: the tweet's features take"),
+        (lambda m: m["metrics"].update(rce=1), "manifest.json: manifest_hash is not that of what it says"),
+        (lambda m: m["files"].update({"x": {}}), "manifest.json: files names x"),
         (lambda m: m["files"].pop("model.onnx"), "manifest.json: files says nothing of model.onnx"),
         (lambda m: m["files"].update({"model.onnx": 5}), "manifest.json: files says nothing of model.onnx"),
     ],
@@ -254,6 +272,53 @@ def test_manifest_that_lies(own_bundle: Path, edit: Callable[[dict[str, Any]], o
     (found,) = faults_of(own_bundle)
 
     assert found.startswith(fault)
+
+
+@given(st.data())
+def test_no_bit_of_a_manifest_can_flip_unseen(toy_bundle: Path, data: st.DataObject) -> None:
+    """It is refused, or means what it did before."""
+    content = bytearray((toy_bundle / "manifest.json").read_bytes())
+    before = json.loads(content)
+    bit = data.draw(st.integers(0, 8 * len(content) - 1))
+    content[bit // 8] ^= 1 << bit % 8
+    with tempfile.TemporaryDirectory() as name:
+        for path in toy_bundle.iterdir():
+            (Path(name) / path.name).write_bytes(path.read_bytes())
+        (Path(name) / "manifest.json").write_bytes(content)
+        try:
+            after = read_bundle(Path(name)).manifest
+        except BundleError:
+            return
+    assert after == before
+
+
+def test_a_manifest_without_a_hash_of_itself(own_bundle: Path) -> None:
+    """Bundles made before there was one are read."""
+    edit_manifest(own_bundle, lambda m: m.pop("manifest_hash"))
+
+    assert read_bundle(own_bundle).schema == toy.SCHEMA
+
+
+def test_faults_go_into_logs() -> None:
+    """Whatever a bundle has in it: few lines, short ones, and nothing in them that a terminal or a log would obey."""
+    error = BundleError(["x" * 10_000, "a\nINFO all is well\x1b[2J", *["y"] * 100])
+
+    assert error.faults[0] == "x" * 300 + "..."
+    assert error.faults[1] == "a\\nINFO all is well\\x1b[2J"
+    assert error.faults[20:] == ("and 82 more",)
+
+
+def test_a_file_that_can_not_be_read(own_bundle: Path) -> None:
+    """Not a fault of the bundle's, for all that one can tell."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    descriptor = os.open(own_bundle, os.O_RDONLY)
+    os.close(descriptor)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (descriptor, hard))
+    try:
+        with pytest.raises(UnreadableBundleError, match="Too many open files"):
+            read_bundle(own_bundle)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_names_every_fault(own_bundle: Path) -> None:

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from service.align import Tables
-from service.bundle import Bundle, read_bundle
-from service.live_models import LiveModels
+from service.bundle import Bundle, UnreadableBundleError, read_bundle
+from service.live_models import UNREADABLE_PAUSE_S, LiveModels
 from service.model import LoadResult, Model
 from service.model_loader import LOADING_NICENESS, TIMING_RUNS, ModelLoader, step_back
 from service.repository import Repository
@@ -33,13 +33,17 @@ class Server:
         self.niceness = 0
         self.reports: list[tuple[str, LoadResult]] = []
         self.objection = ""
+        self.refused: dict[str, str] = {}
+        self.now_s = 0.0
         self.load: Callable[[Bundle, str, Model | None], Model] = ModelLoader(threads=1, slowdown_max=3.0).load
-        self.live = LiveModels(Repository(root), lambda *given: self.load(*given), self.serve, self.report, needed)
+        self.live = LiveModels(
+            Repository(root), lambda *given: self.load(*given), self.serve, self.report, needed, lambda: self.now_s
+        )
 
     def serve(self, models: Mapping[str, Model]) -> None:
         self.attempts += 1
-        if self.objection:
-            raise ServingError(self.objection)
+        if self.objection or {label: model.version for label, model in models.items()} == self.refused:
+            raise ServingError(self.objection or "these two do not go together")
         self.models = models
         self.niceness = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
         self.swapped.set()
@@ -220,6 +224,58 @@ def test_an_objection_of_policy_or_experiments_leaves_all_as_it_was(
     assert server.update() == {"stable": "2"}
 
 
+def test_a_version_that_serves_in_the_end_was_not_refused(
+    server: Server, repository: Repository, toy_bundle: Path
+) -> None:
+    """Stable and canary change at the same time, and the new stable version does not go with the old canary."""
+    for _ in range(3):
+        repository.publish(toy_bundle)
+    repository.promote(2, "canary")
+    assert server.update() == {"stable": "1", "canary": "2"}
+    server.refused = {"stable": "3", "canary": "2"}
+    point(repository, stable=3, canary=4)
+
+    assert server.update() == {"stable": "3", "canary": "4"}
+    assert server.faults(3) == server.faults(4) == ()
+    assert [version for version, _ in server.reports] == ["1", "2", "4", "3"]
+
+
+def test_what_could_not_be_read_is_tried_again_after_a_while(
+    server: Server, repository: Repository, toy_bundle: Path
+) -> None:
+    """A server that ran out of descriptors has some again later, and the files look as they did."""
+    repository.publish(toy_bundle)
+    repository.promote(2, "stable")
+    load = server.load
+
+    def fail(*_: object) -> Model:
+        raise UnreadableBundleError(["model.onnx: Too many open files"])
+
+    server.load = fail
+    for _ in range(3):
+        assert server.update() == {"stable": "1"}
+    assert server.faults(2) == ("model.onnx: Too many open files",)
+    assert len(server.reports) == 2
+
+    server.load = load
+    assert server.update() == {"stable": "1"}
+    server.now_s += UNREADABLE_PAUSE_S
+    assert server.update() == {"stable": "2"}
+
+
+def test_a_change_of_rights_is_a_change(server: Server, repository: Repository, toy_bundle: Path) -> None:
+    """Who may read a file is not seen in its content's time."""
+    repository.publish(toy_bundle)
+    flip_byte(repository.bundle(2))
+    point(repository, stable=2)
+    server.update()
+    model = repository.bundle(2) / "model.onnx"
+    model.chmod(0o640)
+    server.update()
+
+    assert len(server.reports) == 3
+
+
 def test_a_bundle_that_breaks_the_loader_is_a_failed_version(
     server: Server, repository: Repository, toy_bundle: Path
 ) -> None:
@@ -268,6 +324,29 @@ def test_the_watch_goes_on_until_told_to_stop(server: Server, repository: Reposi
     assert not watch.is_alive()
     assert server.niceness == LOADING_NICENESS
     assert {label: model.version for label, model in server.models.items()} == {"stable": "2"}
+
+
+def test_the_watch_outlives_what_nobody_foresaw(server: Server, repository: Repository) -> None:
+    """An error outside of any version's loading is logged, and the next look is taken."""
+    stop, failed = threading.Event(), threading.Event()
+    serve = server.serve
+
+    def fail_once(models: Mapping[str, Model]) -> None:
+        if not failed.is_set():
+            failed.set()
+            raise KeyError("unforeseen")
+        serve(models)
+
+    live = LiveModels(repository, lambda *given: server.load(*given), fail_once, server.report)
+    watch = threading.Thread(target=live.watch, args=(stop, 0.01))
+    server.swapped.clear()
+    watch.start()
+    assert server.swapped.wait(30)
+    stop.set()
+    watch.join(30)
+
+    assert failed.is_set()
+    assert live.serving == {"stable": 1}
 
 
 def test_a_model_that_is_kept_waiting_is_not_taken_for_a_slow_one(

@@ -16,7 +16,7 @@ from tests import toy
 
 def looks(revision: int) -> Fingerprint:
     """What a version looks like after `revision` changes."""
-    return (("model.onnx", 100, revision, 7),)
+    return (("model.onnx", 100, 7, revision, revision),)
 
 
 def found(revision: int = 0, **labels: int) -> Found:
