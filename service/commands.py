@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
+import sys
 from collections.abc import Mapping, Sequence
 
 
@@ -27,3 +29,12 @@ def run_command(prog: str, description: str, commands: Mapping[str, tuple[str, s
     arguments = parser.parse_args(argv)
     status: int = importlib.import_module(commands[arguments.command][0]).run(arguments)
     return status
+
+
+def write_out(text: str) -> None:
+    """Writes to standard output, whose reader may have seen enough and gone away, as `head` does."""
+    try:
+        print(text, end="", flush=True)
+    except BrokenPipeError:
+        # What Python would still flush on its way out goes nowhere, and does not complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -18,6 +18,7 @@ from grpc_status import rpc_status
 
 from service import health_check
 from service.client import add_tls_arguments, open_channel
+from service.commands import write_out
 from service.generated.timelines.ranking.v1 import ranking_pb2 as pb
 from service.generated.timelines.ranking.v1 import ranking_pb2_grpc
 from service.render_html import render_html
@@ -63,10 +64,10 @@ def run(arguments: argparse.Namespace) -> int:
         print(refusal(cast(grpc.Call, error)), file=sys.stderr)  # what a call raises is also the call
         return REFUSED
     if arguments.json:
-        _print(json_format.MessageToJson(response, always_print_fields_with_no_presence=True) + "\n")
+        write_out(json_format.MessageToJson(response, always_print_fields_with_no_presence=True) + "\n")
     else:
         width = shutil.get_terminal_size((_WIDTH_WITHOUT_TERMINAL, 0)).columns
-        _print(render_text(view, width, colour=_colour_wanted(), whole=arguments.all))
+        write_out(render_text(view, width, colour=_colour_wanted(), whole=arguments.all))
     return RANKED
 
 
@@ -117,15 +118,6 @@ def _write_page(path: Path, page: str) -> None:
         path.write_text(page, encoding="utf-8")
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}") from error
-
-
-def _print(text: str) -> None:
-    """Writes to standard output, whose reader may have seen enough and gone away, as `head` does."""
-    try:
-        print(text, end="", flush=True)
-    except BrokenPipeError:
-        # What Python would still flush on its way out goes nowhere, and does not complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _milliseconds(text: str) -> int:

@@ -18,6 +18,7 @@ import grpc
 from service import health_check
 from service.agreement import TOP_K, Drift, Spread, Tally, compare
 from service.client import add_tls_arguments, open_channel
+from service.commands import write_out
 from service.generated.timelines.ranking.v1 import ranking_pb2 as pb
 from service.generated.timelines.ranking.v1 import ranking_pb2_grpc, served_log_pb2
 from service.served_log import CorruptLogError, read_log
@@ -96,13 +97,18 @@ def run(arguments: argparse.Namespace) -> int:
             raise UsageError(f"{len(targets)} targets; one or two can be compared")
         with ExitStack() as stack:
             stubs = [_connect(stack.enter_context(open_channel(arguments, target)), target) for target in targets]
-            outcome = replay(_read(arguments.log), stubs, arguments.tolerance, arguments.assign_arms)
-        if not outcome.sent:
+            damage: list[str] = []
+            outcome = replay(_read(arguments.log, damage), stubs, arguments.tolerance, arguments.assign_arms)
+        if not outcome.sent and not damage:
             raise UsageError(f"{arguments.log}: no request to send: {'; '.join(_passed_over(outcome)) or 'no record'}")
     except UsageError as error:
         print(f"timeline-ranker replay: {error}", file=sys.stderr)
         return USAGE
-    print(json.dumps(to_json(outcome, targets), indent=1) if arguments.json else to_text(outcome, targets))
+    text = json.dumps(to_json(outcome, targets), indent=1) if arguments.json else to_text(outcome, targets)
+    write_out(text + "\n")
+    if damage:  # what came before it was compared, and is no less true
+        print(f"timeline-ranker replay: {damage[0]}", file=sys.stderr)
+        return USAGE
     return SAME if outcome.same == outcome.sent else DIFFERENT
 
 
@@ -232,13 +238,14 @@ def _connect(channel: grpc.Channel, target: str) -> ranking_pb2_grpc.TimelineRan
     return ranking_pb2_grpc.TimelineRankingServiceStub(channel)
 
 
-def _read(log: Path) -> Iterable[served_log_pb2.ServedRecord]:
+def _read(log: Path, damage: list[str]) -> Iterable[served_log_pb2.ServedRecord]:
+    """The records up to the first damage, which is added to `damage`."""
     try:
         yield from read_log(log)
     except OSError as error:
         raise UsageError(f"{log}: {error.strerror}") from error
     except CorruptLogError as error:
-        raise UsageError(str(error)) from error
+        damage.append(str(error))
 
 
 def _spread_json(spread: Spread) -> dict[str, float | None]:

@@ -63,15 +63,18 @@ def read_log(path: Path) -> Iterator[served_log_pb2.ServedRecord]:
     """Reads the records of a log, oldest first.
 
     Args:
-        path: A directory of a log, or one file of it. It may be in use by a writer.
+        path: A directory of a log, or one file of it. It may be in use by a writer: what comes after the first record
+            is asked for is not read, lest a reader whose work is written to the same log never ends.
 
     Raises:
         OSError: The path can not be read.
         CorruptLogError: A byte is not what was written. All records before it were yielded.
     """
-    for file_path in [p for _, p in _files(path)] if path.is_dir() else [path]:
+    paths = [p for _, p in _files(path)] if path.is_dir() else [path]
+    sizes = [p.stat().st_size for p in paths]
+    for file_path, size in zip(paths, sizes, strict=True):
         with file_path.open("rb") as file:
-            for payload in _read_payloads(file, str(file_path)):
+            for payload in _read_payloads(file, size, str(file_path)):
                 yield served_log_pb2.ServedRecord.FromString(payload)
 
 
@@ -105,7 +108,7 @@ class LogFiles:
         """
         head = _LENGTH_AND_CRC.pack(len(payload), zlib.crc32(payload))
         record = b"".join((head, _CRC.pack(zlib.crc32(head)), payload))
-        if self._size + len(record) > self._file_bytes_max:
+        if self._size + len(record) > self._file_bytes_max or (self._fd is not None and _is_gone(self._fd)):
             self.close()
         if self._fd is None:
             self._fd = _create_next(self._directory)
@@ -227,23 +230,28 @@ def _create_next(directory: Path) -> int:
             number += 1
 
 
+def _is_gone(fd: int) -> bool:
+    """Whether somebody removed the file: nobody would ever read what goes there."""
+    return os.fstat(fd).st_nlink == 0
+
+
 def _write_all(fd: int, content: bytes) -> None:
     written = os.write(fd, content)
     while written < len(content):  # A disk that is nearly full takes a part.
         written += os.write(fd, memoryview(content)[written:])
 
 
-def _read_payloads(file: BinaryIO, name: str) -> Iterator[bytes]:
+def _read_payloads(file: BinaryIO, size: int, name: str) -> Iterator[bytes]:
+    """The payloads in the first `size` bytes."""
     magic = file.read(len(MAGIC))
     if not MAGIC.startswith(magic):
         raise CorruptLogError(f"{name}: not a served log")
     offset = len(magic)
-    while len(header := file.read(_HEADER_BYTES)) == _HEADER_BYTES:
+    while offset + _HEADER_BYTES <= size and len(header := file.read(_HEADER_BYTES)) == _HEADER_BYTES:
         length, payload_crc = _LENGTH_AND_CRC.unpack_from(header)
         if _CRC.unpack_from(header, _LENGTH_AND_CRC.size)[0] != zlib.crc32(header[: _LENGTH_AND_CRC.size]):
             raise CorruptLogError(f"{name}: damaged record header at byte {offset}")
-        payload = file.read(length)
-        if len(payload) < length:
+        if offset + _HEADER_BYTES + length > size or len(payload := file.read(length)) < length:
             return
         if zlib.crc32(payload) != payload_crc:
             raise CorruptLogError(f"{name}: damaged record at byte {offset}")

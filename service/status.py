@@ -12,6 +12,7 @@ from typing import Any, cast
 import grpc
 
 from service.client import add_tls_arguments, open_channel
+from service.commands import write_out
 from service.generated.timelines.ranking.v1 import ranking_pb2 as pb
 from service.generated.timelines.ranking.v1 import ranking_pb2_grpc
 from service.repository import Labels, Repository, RepositoryError
@@ -44,9 +45,9 @@ def run(arguments: argparse.Namespace) -> int:
         return UNREADABLE
     faults = {version: repository.faults(version) for version in versions}
     if arguments.json:
-        print(to_json(labels, faults, served))
+        write_out(to_json(labels, faults, served) + "\n")
     else:
-        print(to_text(labels, faults, served, arguments.target))
+        write_out(to_text(labels, faults, served, arguments.target) + "\n")
     return READ
 
 

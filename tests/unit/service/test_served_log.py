@@ -317,6 +317,32 @@ while True:
 """
 
 
+def test_reading_ends_where_the_log_ended_when_it_began(tmp_path: Path) -> None:
+    """A reader that causes a record for each that it reads comes to an end."""
+    files = LogFiles(tmp_path, file_bytes_max=100)
+    append_all(files, range(10))
+    seen = []
+    for found in read_log(tmp_path):
+        seen.append(found.viewer_id)
+        append_all(files, range(100 + len(seen), 101 + len(seen)))
+        assert len(seen) <= 10
+    files.close()
+
+    assert seen == list(range(10))
+    assert len(viewers(tmp_path)) == 20
+
+
+def test_a_file_that_is_removed_is_not_written_to(tmp_path: Path) -> None:
+    """Somebody cleared the directory: what is served from then on is in a new file, not in one that nobody can open."""
+    files = LogFiles(tmp_path)
+    append_all(files, range(3))
+    (tmp_path / "served-00000001.log").unlink()
+    append_all(files, range(3, 5))
+    files.close()
+
+    assert viewers(tmp_path) == [3, 4]
+
+
 def test_kill_9_leaves_a_readable_log(tmp_path: Path) -> None:
     """A process that is killed while it writes leaves whole records, in order, in all of its files."""
     with subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path)], stdout=subprocess.PIPE) as writer:
