@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ctypes
 import logging
 import os
 import signal
@@ -28,6 +29,10 @@ from service.tls import TlsError
 __all__ = ["add_arguments", "run"]
 
 STOPPED, FAILED, USAGE = 0, 1, 2
+# Of glibc's malloc: the name of the setting, and how many heaps the threads share. By default each has one of its own,
+# up to eight a core, and each of these grows to the most that it ever needed (docs/decisions/0077).
+M_ARENA_MAX = -8
+HEAPS_MAX = 2
 logger = logging.getLogger(__name__)
 
 
@@ -40,6 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
     if api_implementation.Type() != "upb":
         logger.error("protobuf runs on %r, not on upb", api_implementation.Type())
         return FAILED
+    _share_heaps()
     stop, hurry = threading.Event(), threading.Event()
 
     def on_signal(_number: int, _frame: FrameType | None) -> None:
@@ -57,6 +63,12 @@ def run(arguments: argparse.Namespace) -> int:
         return USAGE
     logger.info("settings: %s", config)
     return _serve(config, experiments, stop, hurry)
+
+
+def _share_heaps() -> None:
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:  # other C libraries than glibc have one heap anyway
+        mallopt(M_ARENA_MAX, HEAPS_MAX)
 
 
 def _serve(config: Config, experiments: Experiments, stop: threading.Event, hurry: threading.Event) -> int:
