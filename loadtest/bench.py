@@ -26,7 +26,7 @@ from typing import NamedTuple
 import grpc
 
 from loadtest import echo_server, overload, tail, traffic
-from loadtest.measures import Measure, positive, table, write
+from loadtest.measures import Measure, bundle_directory, positive, table, write
 from loadtest.open_loop import RANK_TIMELINE, generator
 from loadtest.pinned import PinnedProcess
 from service.config import DEFAULT_BUNDLE
@@ -162,7 +162,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measures, prints a table, writes the JSON."""
     parser = argparse.ArgumentParser(prog="python -m loadtest.bench", description="What serving costs.")
     parser.add_argument("--json", type=Path, metavar="PATH", required=True, help="where the figures go")
-    parser.add_argument("--bundle", type=Path, metavar="DIR", default=DEFAULT_BUNDLE, help="default: the embedded one")
+    parser.add_argument(
+        "--bundle", type=bundle_directory, metavar="DIR", default=DEFAULT_BUNDLE, help="default: the embedded one"
+    )
     parser.add_argument("--repetitions", type=positive, default=31, metavar="N", help="default %(default)s")
     arguments = parser.parse_args(argv)
 

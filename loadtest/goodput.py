@@ -21,7 +21,7 @@ import grpc
 import numpy as np
 
 from loadtest import overload, traffic
-from loadtest.measures import Measure, commit, machine, positive, write
+from loadtest.measures import Measure, bundle_directory, commit, machine, positive, write
 from loadtest.open_loop import Offered, Outcome, generator
 from loadtest.picture import picture
 from loadtest.pinned import PinnedProcess
@@ -196,7 +196,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m loadtest.goodput", description="Goodput under ever more calls.")
     parser.add_argument("--json", type=Path, metavar="PATH", help="also write the figures, with their spread")
     parser.add_argument("--plot", type=picture, metavar="PATH", help="also draw them")
-    parser.add_argument("--bundle", type=Path, metavar="DIR", default=DEFAULT_BUNDLE, help="default: the embedded one")
+    parser.add_argument(
+        "--bundle", type=bundle_directory, metavar="DIR", default=DEFAULT_BUNDLE, help="default: the embedded one"
+    )
     parser.add_argument("--repetitions", type=positive, default=3, metavar="N", help="default %(default)s")
     parser.add_argument(
         "--seconds", type=float, default=overload.OFFERED_S, metavar="S", help="of each load; default %(default)s"

@@ -20,6 +20,8 @@ from pathlib import Path
 
 import onnxruntime
 
+from service.bundle import MANIFEST_FILE
+
 
 @dataclass(frozen=True)
 class Measure:
@@ -72,6 +74,14 @@ def commit() -> str:
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return done.stdout.strip()
+
+
+def bundle_directory(text: str) -> Path:
+    """The directory of a bundle from the command line; whether it is a sound one is for the server to say."""
+    path = Path(text)
+    if not (path / MANIFEST_FILE).is_file():
+        raise argparse.ArgumentTypeError(f"{text} is not a bundle: it has no {MANIFEST_FILE}")
+    return path
 
 
 def positive(text: str) -> int:

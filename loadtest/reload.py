@@ -23,6 +23,7 @@ import grpc
 import numpy as np
 
 from loadtest import traffic
+from loadtest.measures import bundle_directory
 from loadtest.open_loop import PATIENCE_S, Outcome, arrivals, generator
 from loadtest.picture import picture
 from loadtest.pinned import PinnedProcess
@@ -178,7 +179,9 @@ def report(run: Run) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Measures and prints; returns the exit status, ALL_ANSWERED or FAILED."""
     parser = argparse.ArgumentParser(prog="python -m loadtest.reload", description="What viewers notice of a reload.")
-    parser.add_argument("--bundle", type=Path, metavar="DIR", default=DEFAULT_BUNDLE, help="default: the embedded one")
+    parser.add_argument(
+        "--bundle", type=bundle_directory, metavar="DIR", default=DEFAULT_BUNDLE, help="default: the embedded one"
+    )
     parser.add_argument("--seconds", type=int, default=30, metavar="N", help="default %(default)s")
     parser.add_argument("--plot", type=picture, metavar="PATH", help="also draw it")
     arguments = parser.parse_args(argv)

@@ -30,7 +30,7 @@ from typing import NamedTuple
 import grpc
 
 from loadtest import traffic
-from loadtest.measures import positive
+from loadtest.measures import bundle_directory, positive
 from service.config import DEFAULT_BUNDLE
 from service.generated.timelines.ranking.v1 import ranking_pb2 as pb
 from service.generated.timelines.ranking.v1 import ranking_pb2_grpc
@@ -312,7 +312,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--minutes", type=float, default=1.0, metavar="M", help="how long; default %(default)s")
     length.add_argument("--requests", type=positive, metavar="N", help="how many, instead")
-    parser.add_argument("--bundle", type=Path, metavar="DIR", default=DEFAULT_BUNDLE, help="default: the embedded one")
+    parser.add_argument(
+        "--bundle", type=bundle_directory, metavar="DIR", default=DEFAULT_BUNDLE, help="default: the embedded one"
+    )
     parser.add_argument(
         "--memory-growth-max", type=float, metavar="SHARE", default=MEMORY_GROWTH_MAX, help="default %(default)s"
     )

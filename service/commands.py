@@ -8,6 +8,10 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 
+from service import __version__
+
+_OURS = ("service", "model_export", "loadtest")
+
 
 def run_command(prog: str, description: str, commands: Mapping[str, tuple[str, str]], argv: Sequence[str]) -> int:
     """Runs one command; returns the exit status.
@@ -25,7 +29,13 @@ def run_command(prog: str, description: str, commands: Mapping[str, tuple[str, s
             name, help=text, description=text[0].upper() + text[1:] + ".", allow_abbrev=False
         )
         if argv and argv[0] == name:  # the runtime of the model takes half a second to import, torch takes several
-            importlib.import_module(module).add_arguments(command)
+            try:
+                importlib.import_module(module).add_arguments(command)
+            except ModuleNotFoundError as error:
+                if (error.name or "").partition(".")[0] in _OURS:
+                    raise
+                parser.exit(2, f"{prog} {name} needs {error.name}, of the extra `train`: pip install -e '.[train]'\n")
+    parser.add_argument("--version", action="version", version=f"{prog} {__version__}")
     arguments = parser.parse_args(argv)
     status: int = importlib.import_module(commands[arguments.command][0]).run(arguments)
     return status

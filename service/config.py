@@ -170,12 +170,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the flags."""
     for flag in _flags():
         default = f"default {flag.default}" if flag.default not in (None, "") else "default: none"
-        parser.add_argument("--" + flag.name.replace("_", "-"), metavar="X", help=f"{flag.help} ({default})")
+        parser.add_argument("--" + flag.name.replace("_", "-"), metavar=_metavar(flag), help=f"{flag.help} ({default})")
+
+
+_METAVARS: Mapping[Callable[[str], Any], str] = {Path: "PATH", int: "N", float: "NUMBER"}
+
+
+def _metavar(flag: _Flag) -> str:
+    if flag.name.endswith("_ms"):
+        return "MS"
+    return _METAVARS.get(flag.parse, "TEXT")
 
 
 def from_arguments(arguments: argparse.Namespace, environment: Mapping[str, str]) -> Config:
     """The settings that flags and environment come to; raises ConfigError naming the bad one and its value."""
     values: dict[str, Any] = {}
+    # These two exclude each other: one that is a flag wins over the other one in the environment.
+    for name, other in (("bundle", "model_repository"), ("model_repository", "bundle")):
+        if getattr(arguments, name) is not None:
+            environment = {k: v for k, v in environment.items() if k != ENVIRONMENT_PREFIX + other.upper()}
     for flag in _flags():
         name, text = "--" + flag.name.replace("_", "-"), getattr(arguments, flag.name)
         if text is None:

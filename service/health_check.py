@@ -8,7 +8,7 @@ import sys
 import grpc
 from grpc_health.v1 import health, health_pb2
 
-from service.client import add_tls_arguments, open_channel
+from service.client import add_tls_arguments, host_and_port, open_channel
 
 SERVING, NOT_SERVING = 0, 1
 
@@ -17,7 +17,7 @@ _TIMEOUT_S = 2.0
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares what the command takes."""
-    parser.add_argument("--target", metavar="HOST:PORT", required=True, help="the server to ask")
+    parser.add_argument("--target", metavar="HOST:PORT", type=host_and_port, required=True, help="the server to ask")
     add_tls_arguments(parser)
 
 
@@ -27,7 +27,7 @@ def run(arguments: argparse.Namespace) -> int:
         try:
             status = check(channel, _TIMEOUT_S)
         except grpc.RpcError as error:
-            status = error.code().name
+            status = f"{error.code().name}: {error.details()}"
     if status == "SERVING":
         return SERVING
     print(f"timeline-ranker health: {arguments.target}: {status}", file=sys.stderr)

@@ -97,7 +97,8 @@ class LiveModels:
         for version, fault in held_back.items():
             self._tell(version, LoadResult.now(fault) if self._refused else LoadResult.now())
         if missing := self._needed - self._plan(found).serving.keys():
-            self._complain(f"no model is ready under {', '.join(sorted(missing))}")
+            hint = "" if found.labels else "; there are no labels: publish and promote a version"
+            self._complain(f"{self._repository.root}: no model is ready under {', '.join(sorted(missing))}{hint}")
 
     def _try(self, version: int, found: Found) -> str:
         """Loads a version and has it serve, or remembers what it looked like.

@@ -18,7 +18,7 @@ from typing import NamedTuple, TypeVar
 import grpc
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from prometheus_client import CollectorRegistry, Counter, Gauge, Metric
+from prometheus_client import CollectorRegistry, Counter, Gauge, Metric, disable_created_metrics
 from prometheus_client.core import HistogramMetricFamily
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
@@ -29,6 +29,9 @@ from service.generated.timelines.ranking.v1 import ranking_pb2 as pb
 from service.model import Model
 from service.pipeline import STAGES, Answer
 from service.schema import GROUPS
+
+# A second series for each counter, with when it began, which nobody asks for.
+disable_created_metrics()
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")

@@ -17,7 +17,7 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
 from service import health_check
-from service.client import add_tls_arguments, open_channel
+from service.client import add_tls_arguments, host_and_port, open_channel
 from service.commands import write_out
 from service.generated.timelines.ranking.v1 import ranking_pb2 as pb
 from service.generated.timelines.ranking.v1 import ranking_pb2_grpc
@@ -38,7 +38,7 @@ class UsageError(Exception):
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares what the command takes."""
     parser.add_argument("file", metavar="FILE", help="a RankTimelineRequest in protobuf JSON; - reads standard input")
-    parser.add_argument("--target", metavar="HOST:PORT", required=True, help="the server to ask")
+    parser.add_argument("--target", metavar="HOST:PORT", type=host_and_port, required=True, help="the server to ask")
     add_tls_arguments(parser)
     parser.add_argument(
         "--deadline-ms", type=_milliseconds, default=1000, help="how long to wait (default %(default)s)"

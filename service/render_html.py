@@ -7,10 +7,12 @@ from html import escape
 from importlib import resources
 
 from service.timeline_view import (
+    GROUPS,
     SECTION_TITLES,
     TimelineView,
     TweetView,
     age_words,
+    contribution_words,
     milliseconds_words,
     probability_words,
     score_words,
@@ -104,7 +106,7 @@ class _Cards:
             return f'<li class="tweet remainder" id="{anchor}"><div class="who">{who}{score}</div></li>'
         return (
             f'<li class="tweet {tweet.section}" id="{anchor}"><div class="who">{who}{place}</div>'
-            f"{self._score(tweet)}{self._probabilities(tweet)}</li>"
+            f"{self._score(tweet)}{self._probabilities(tweet)}{_contributions(tweet)}</li>"
         )
 
     def _score(self, tweet: TweetView) -> str:
@@ -117,11 +119,21 @@ class _Cards:
         )
 
     def _probabilities(self, tweet: TweetView) -> str:
-        cells = "".join(
-            f"<div><span>{escape(head)}</span>{escape(probability_words(probability))}</div>"
-            for head, probability in zip(self._heads, tweet.probabilities, strict=True)
-        )
-        return f'<div class="heads">{cells}</div>'
+        words = map(probability_words, tweet.probabilities)
+        return f'<div class="heads">{_cells(self._heads, words)}</div>'
+
+
+def _contributions(tweet: TweetView) -> str:
+    """What each group of features adds to the score, where the answer explains it."""
+    if not tweet.contributions:
+        return ""
+    return f'<div class="heads why">{_cells(GROUPS, map(contribution_words, tweet.contributions))}</div>'
+
+
+def _cells(names: Iterable[str], words: Iterable[str]) -> str:
+    return "".join(
+        f"<div><span>{escape(name)}</span>{escape(word)}</div>" for name, word in zip(names, words, strict=True)
+    )
 
 
 def _ranking(view: TimelineView, cards: _Cards) -> str:
@@ -147,22 +159,26 @@ def _list(items: Iterable[str]) -> str:
 
 
 def _facts(view: TimelineView) -> str:
-    arms = "".join(f" · {experiment}={arm}" for experiment, arm in sorted(view.arms.items()))
+    arms = [f"{experiment}={arm}" for experiment, arm in sorted(view.arms.items())]
     features = ", ".join(f"{count} {state}" for state, count in view.features.items())
     total = milliseconds_words(sum(view.stages_us.values()))
-    tiles = [
+    tiles: list[tuple[str, ...]] = [
         ("Candidates", f"{len(view.tweets):,} Tweets", f"by {view.author_count:,} authors"),
         ("Time", f"{total} ms in the server", f"{milliseconds_words(view.round_trip_us)} ms round trip"),
-        ("Model", view.model_version, f"policy {view.policy_version}{arms}"),
+        ("Model", view.model_version, f"policy {view.policy_version}", *arms),
         ("ICYMI", view.icymi.partition(": ")[0], view.icymi.partition(": ")[2] or "by score, best first"),
         ("Degradation", view.degradation.partition(": ")[0], view.degradation.partition(": ")[2]),
         ("Feature columns", f"{view.features['present']} present", features.partition(", ")[2]),
     ]
     cells = "".join(
-        f"<div><dt>{escape(label)}</dt><dd><b>{escape(fact)}</b>{escape(more)}</dd></div>"
-        for label, fact, more in tiles
+        f"<div><dt>{escape(label)}</dt><dd><b>{escape(fact)}</b>{_lines(more)}</dd></div>"
+        for label, fact, *more in tiles
     )
     return f'<dl class="facts">{cells}</dl>'
+
+
+def _lines(texts: Iterable[str]) -> str:
+    return "".join(f"<span>{escape(text)}</span>" for text in texts)
 
 
 def _timings(view: TimelineView) -> str:

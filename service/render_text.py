@@ -5,11 +5,13 @@ from __future__ import annotations
 import textwrap
 
 from service.timeline_view import (
+    GROUPS,
     SECTION_TITLES,
     SectionName,
     TimelineView,
     TweetView,
     age_words,
+    contribution_words,
     milliseconds_words,
     probability_words,
     score_words,
@@ -79,7 +81,8 @@ class _Layout:
     def __init__(self, view: TimelineView, width: int) -> None:
         self._width = width
         self._author_width = max([len("author"), *(len(_author(tweet)) for tweet in view.tweets)])
-        fixed = _AGE_WIDTH + self._author_width + _SCORE_WIDTH + 3 * _GAP
+        self._groups = GROUPS if view.explained else ()
+        fixed = _AGE_WIDTH + self._author_width + _SCORE_WIDTH + 3 * _GAP + len(self._groups) * _HEAD_WIDTH
         fitting = max((width - fixed - _TRAITS_WIDTH_MIN) // _HEAD_WIDTH, 0)
         by_likelihood = sorted(range(len(view.heads)), key=lambda j: -_mean_probability(view, j))
         self.heads_hidden = tuple(sorted(by_likelihood[fitting:]))
@@ -89,22 +92,24 @@ class _Layout:
         self._traits_width = max(min(room, _TRAITS_WIDTH_MAX), 0)
 
     def header(self) -> str:
-        return self._join("age", "author", "what it is", "score", self._head_names)
+        return self._join("age", "author", "what it is", "score", (*self._groups, *self._head_names))
 
     def line(self, tweet: TweetView) -> str:
         probabilities = tuple(probability_words(tweet.probabilities[j]) for j in self._heads)
         traits = _printable(" · ".join(tweet.traits))
-        return self._join(age_words(tweet.age_ms), _author(tweet), traits, score_words(tweet.score), probabilities)
+        groups = tuple(map(contribution_words, tweet.contributions)) or ("",) * len(self._groups)
+        numbers = (*groups, *probabilities)
+        return self._join(age_words(tweet.age_ms), _author(tweet), traits, score_words(tweet.score), numbers)
 
-    def _join(self, age: str, author: str, traits: str, score: str, heads: tuple[str, ...]) -> str:
+    def _join(self, age: str, author: str, traits: str, score: str, numbers: tuple[str, ...]) -> str:
         cells = [
             age.rjust(_AGE_WIDTH),
             author.ljust(self._author_width),
             _crop(traits, self._traits_width).ljust(self._traits_width),
             score.rjust(_SCORE_WIDTH),
         ]
-        engagement = "".join(_crop(head, _HEAD_WIDTH - 1).rjust(_HEAD_WIDTH) for head in heads)
-        return _crop((" " * _GAP).join(cells) + engagement, self._width)
+        columns = "".join(_crop(number, _HEAD_WIDTH - 1).rjust(_HEAD_WIDTH) for number in numbers)
+        return _crop((" " * _GAP).join(cells) + columns, self._width)
 
 
 def _facts(view: TimelineView) -> list[tuple[str, str]]:
@@ -112,7 +117,9 @@ def _facts(view: TimelineView) -> list[tuple[str, str]]:
     features = ", ".join(f"{count} {state}" for state, count in view.features.items())
     stages = " + ".join(f"{stage} {milliseconds_words(us)}" for stage, us in view.stages_us.items())
     total = milliseconds_words(sum(view.stages_us.values()))
+    why = [("why", "viewer, author, tweet: the score less what it would be without their features")]
     return [
+        *(why if view.explained else []),
         ("model", f"{view.model_version} · policy {view.policy_version}{arms}"),
         ("candidates", f"{_count(len(view.tweets), 'Tweet')} by {_count(view.author_count, 'author')}"),
         ("features", f"{features} (columns)"),

@@ -17,7 +17,7 @@ import grpc
 
 from service import health_check
 from service.agreement import TOP_K, Drift, Spread, Tally, compare
-from service.client import add_tls_arguments, open_channel
+from service.client import add_tls_arguments, host_and_port, open_channel
 from service.commands import write_out
 from service.generated.timelines.ranking.v1 import ranking_pb2 as pb
 from service.generated.timelines.ranking.v1 import ranking_pb2_grpc, served_log_pb2
@@ -69,6 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--target",
         metavar="HOST:PORT",
+        type=host_and_port,
         action="append",
         required=True,
         help="a server to ask; one is compared with the log, two with each other",
@@ -232,7 +233,8 @@ def _connect(channel: grpc.Channel, target: str) -> ranking_pb2_grpc.TimelineRan
     try:
         status = health_check.check(channel, DEADLINE_S)
     except grpc.RpcError as error:
-        status = cast(grpc.Call, error).code().name  # what a call raises is also the call
+        call = cast(grpc.Call, error)  # what a call raises is also the call
+        status = f"{call.code().name}: {call.details()}"
     if status != "SERVING":
         raise UsageError(f"--target {target}: {status}")
     return ranking_pb2_grpc.TimelineRankingServiceStub(channel)

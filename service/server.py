@@ -115,10 +115,14 @@ class Server:
             else:
                 grpc_port = self._grpc.add_secure_port(wanted, self._certificates.credentials())
         except RuntimeError as error:
-            raise OSError(f"cannot listen on {wanted}") from error
-        self._http, self._http_thread = start_http_server(
-            self._config.metrics_port, host, registry=self.metrics.registry
-        )
+            raise OSError(f"--grpc-port: cannot listen on {wanted}; is it taken?") from error
+        metrics_port = self._config.metrics_port
+        try:
+            self._http, self._http_thread = start_http_server(metrics_port, host, registry=self.metrics.registry)
+        except OSError as error:
+            raise OSError(
+                f"--metrics-port: cannot listen on {_address(host, metrics_port)}: {error.strerror}"
+            ) from error
         self._ports = (grpc_port, self._http.server_port)
         self._grpc.start()
 
@@ -144,7 +148,8 @@ class Server:
         """Stops the server without failing a call; `wait` takes seconds."""
         # 1. Say so, and go on: callers and balancers need a while to notice.
         self._health.leaving()
-        logger.info("draining for %d ms", self._config.drain_ms)
+        if self._ranking.serving is not None:
+            logger.info("draining for %d ms", self._config.drain_ms)
         wait(self._config.drain_ms / 1e3)
         # 2. Send callers elsewhere until none comes: a call that grpcio has not handed over when it stops ends with
         # CANCELLED (grpc/grpc#41785), which no client tries again.

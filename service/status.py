@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import grpc
 
-from service.client import add_tls_arguments, open_channel
+from service.client import add_tls_arguments, host_and_port, open_channel
 from service.commands import write_out
 from service.generated.timelines.ranking.v1 import ranking_pb2 as pb
 from service.generated.timelines.ranking.v1 import ranking_pb2_grpc
@@ -24,7 +24,7 @@ TIMEOUT_S = 10.0
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares what the command takes."""
     parser.add_argument("root", metavar="ROOT", type=Path, help="the repository")
-    parser.add_argument("--target", metavar="HOST:PORT", help="a server to ask what it made of it")
+    parser.add_argument("--target", metavar="HOST:PORT", type=host_and_port, help="a server to ask what it made of it")
     add_tls_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print it as JSON")
 

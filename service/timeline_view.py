@@ -22,6 +22,9 @@ SECTION_TITLES: dict[SectionName, str] = {
     "remainder": "Everything else",
 }
 
+# The groups of features that an explanation tells apart, in the order of its fields.
+GROUPS = ("viewer", "author", "tweet")
+
 _ICYMI_DECISIONS: dict[pb.IcymiDecision.ValueType, str] = {
     pb.ICYMI_DECISION_UNSPECIFIED: "unknown",
     pb.ICYMI_DECISION_SHOWN: "shown",
@@ -56,6 +59,7 @@ class TweetView:
         section: Where the ranking put it.
         place: Its place in that section, from 1.
         time_place: Its place among all candidates, newest first, from 1.
+        contributions: What each of GROUPS adds to its relevance; empty where the answer does not explain it.
     """
 
     tweet_id: int
@@ -67,6 +71,7 @@ class TweetView:
     section: SectionName
     place: int
     time_place: int
+    contributions: tuple[float, ...] = ()
 
     @property
     def scored(self) -> bool:
@@ -107,6 +112,11 @@ class TimelineView:
         """All candidates, section after section."""
         return [tweet for section in self.sections.values() for tweet in section]
 
+    @property
+    def explained(self) -> bool:
+        """Whether the answer says what each group of features adds."""
+        return any(tweet.contributions for tweet in self.tweets)
+
     def newest_first(self) -> list[TweetView]:
         """All candidates as a reverse-chronological timeline shows them."""
         return sorted(self.tweets, key=lambda tweet: tweet.time_place)
@@ -133,6 +143,11 @@ def timeline_view(
     time_place[np.lexsort((-tweet_ids, -created_at_ms))] = np.arange(1, len(tweet_ids) + 1)
     traits = tweet_traits(candidates.tweets, len(tweet_ids))
     request_time_ms = request.request_time_ms or now_ms
+    explanation = response.explanation
+    # Of the Tweets of icymi and ranked, in that order.
+    explained = zip(explanation.viewer, explanation.authors, explanation.tweets, strict=True)
+    shown = (*response.icymi.tweet_ids, *response.ranked.tweet_ids) if explanation.tweets else ()
+    contributions = dict(zip(shown, explained, strict=True))
 
     def section(name: SectionName, part: pb.Section) -> list[TweetView]:
         probabilities = np.asarray(part.probabilities).reshape(len(part.tweet_ids), len(response.heads))
@@ -149,6 +164,7 @@ def timeline_view(
                 section=name,
                 place=i + 1,
                 time_place=int(time_place[row]),
+                contributions=contributions.get(tweet_id, ()),
             )
             tweets.append(tweet)
         return tweets
@@ -228,6 +244,11 @@ def probability_words(probability: float) -> str:
 def score_words(score: float) -> str:
     """A score; a dash where the Tweet was not scored."""
     return "–" if math.isnan(score) else f"{score:.4f}"
+
+
+def contribution_words(contribution: float) -> str:
+    """What something adds to a relevance, with its sign."""
+    return f"{contribution:+.4f}"
 
 
 def milliseconds_words(microseconds: int) -> str:

@@ -36,6 +36,13 @@ def request() -> pb.RankTimelineRequest:
     )
 
 
+def explained() -> pb.RankTimelineResponse:
+    """The same with an explanation of Tweets 13 and 11."""
+    answer = response()
+    answer.explanation.CopyFrom(pb.Explanation(viewer=[0.25, 0], authors=[1.125, 0.5], tweets=[-0.125, 0.03125]))
+    return answer
+
+
 def response() -> pb.RankTimelineResponse:
     """Tweet 13 in ICYMI, 11 ranked, 14 (not scored) and 12 in the remainder."""
     nan = math.nan

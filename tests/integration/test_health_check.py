@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -30,6 +31,16 @@ def test_a_server_that_does_not_serve_is_not(unready_target: str, capsys: pytest
 
 
 def test_nobody_is_not_healthy(capsys: pytest.CaptureFixture[str]) -> None:
-    """The status of the failed call is the reason."""
+    """The status of the failed call is the reason, with what is known of it."""
     assert main(["health", "--target", "127.0.0.1:1"]) == 1
-    assert capsys.readouterr() == ("", "timeline-ranker health: 127.0.0.1:1: UNAVAILABLE\n")
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert re.fullmatch(r"timeline-ranker health: 127\.0\.0\.1:1: UNAVAILABLE: .*Connection refused\n", err)
+
+
+@pytest.mark.parametrize("target", ["localhost", "http://localhost:8001", ":8001", "localhost:x"])
+def test_a_target_is_a_host_and_a_port(target: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """gRPC would ask port 443, or call it a misformed name."""
+    with pytest.raises(SystemExit):
+        main(["health", "--target", target])
+    assert f"{target!r} is not HOST:PORT" in capsys.readouterr().err

@@ -235,10 +235,10 @@ def test_experiments_keep_their_models(root: Path, tmp_path: Path, toy_bundle: P
 @pytest.mark.parametrize(
     ("labels", "faults"),
     [
-        (None, ["no model is ready under stable"]),
+        (None, ["{root}: no model is ready under stable; there are no labels: publish and promote a version"]),
         ("{", ["labels.json: is not JSON: Expecting property name"]),
-        ('{"canary": {"version": 1}}', ["no model is ready under stable"]),
-        ('{"stable": {"version": 2}}', ["version 2: model.onnx: sha256 is", "no model is ready under stable"]),
+        ('{"canary": {"version": 1}}', ["{root}: no model is ready under stable"]),
+        ('{"stable": {"version": 2}}', ["version 2: model.onnx: sha256 is", "{root}: no model is ready under stable"]),
     ],
     ids=["nothing promoted", "broken labels", "no stable label", "flipped byte"],
 )
@@ -256,7 +256,7 @@ def test_a_server_without_a_stable_model_does_not_start(
 
     assert (outcome.returncode, outcome.stdout) == (1, "")
     assert len(lines) == len(faults)
-    assert all(line.startswith(fault) for line, fault in zip(lines, faults, strict=True)), lines
+    assert all(line.startswith(fault.format(root=root)) for line, fault in zip(lines, faults, strict=True)), lines
 
 
 def test_status_asks_the_server(

@@ -319,7 +319,14 @@ def test_a_taken_port(server: Addresses, toy_bundle: Path) -> None:
     )
 
     assert done.returncode == 1
-    assert f"cannot listen on 127.0.0.1:{port}" in done.stderr
+    assert f"--grpc-port: cannot listen on 127.0.0.1:{port}" in done.stderr
+
+    port = server.metrics.rpartition(":")[2]
+    done = subprocess.run(
+        [*SERVE[:-2], "--metrics-port", port, "--bundle", str(toy_bundle)], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 1
+    assert f"--metrics-port: cannot listen on 127.0.0.1:{port}: Address already in use" in done.stderr
 
 
 def test_verify(own_bundle: Path) -> None:

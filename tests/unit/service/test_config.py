@@ -44,6 +44,17 @@ def test_flag_beats_environment_beats_default() -> None:
     assert read("--rows-max", "10").limits.rows_max == 10
 
 
+def test_a_flag_wins_over_what_excludes_it_in_the_environment() -> None:
+    """Whoever starts an image that has a bundle set may serve a repository instead, and the other way round."""
+    both = {"TIMELINE_RANKER_BUNDLE": "b", "TIMELINE_RANKER_MODEL_REPOSITORY": "r"}
+    assert read("--model-repository", "own", TIMELINE_RANKER_BUNDLE="b").bundle is None
+    assert read("--bundle", "own", TIMELINE_RANKER_MODEL_REPOSITORY="r").model_repository is None
+    assert read("--bundle", "own", **both).bundle == Path("own")
+    for flags in ((), ("--bundle", "own", "--model-repository", "own")):
+        with pytest.raises(ConfigError, match="exclude each other"):
+            read(*flags, **both)
+
+
 def test_other_variables_are_none_of_ours() -> None:
     """Kubernetes sets TIMELINE_RANKER_PORT and its like for a Service of that name."""
     assert read(TIMELINE_RANKER_PORT="tcp://10.0.0.1:8001", TIMELINE_RANKER_SERVICE_HOST="10.0.0.1") == read()
@@ -110,5 +121,5 @@ def test_every_limit_has_a_flag(capsys: pytest.CaptureFixture[str]) -> None:
         parser.parse_args(["--help"])
 
     text = " ".join(capsys.readouterr().out.split())
-    assert "--vocabulary-max X categories in a categorical column (default 10000)" in text
-    assert "--message-bytes-max X bytes of a request (default 33554432)" in text
+    assert "--vocabulary-max N categories in a categorical column (default 10000)" in text
+    assert "--message-bytes-max N bytes of a request (default 33554432)" in text

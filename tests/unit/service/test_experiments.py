@@ -113,6 +113,7 @@ def test_without_experiments_all_get_the_same() -> None:
         (('name = "explore"', 'name = "more_likes"'), "two experiments are called 'more_likes'"),
         (('"explore-1"', '"more-likes-1"'), "experiments 'more_likes' and 'explore' have the same salt"),
         (("policy.icymi_size = 3", "policy = 3"), "not TOML"),
+        (("policy.icymi_size = 3", "policy.icymi_size = " + "[" * 5_000), "not TOML"),
         (("icymi_size", "icymi_sise"), "policy.icymi_sise is not a policy value; did you mean icymi_size?"),
         (("icymi_size = 3", "icymi_size = 0"), "arm 'treatment': policy.icymi_size = 0: must be a whole number"),
         (("like = 2.0", "like = -2.0"), "policy.head_weights.like = -2.0: must be a number, 0 or more"),

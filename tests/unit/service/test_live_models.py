@@ -196,7 +196,7 @@ def test_nothing_serves_before_all_that_is_needed_is_there(repository: Repositor
     """Experiments that want a canary wait for it; once there, it stays though its label goes."""
     server = Server(repository.root, needed=frozenset({"stable", "canary"}))
     assert server.update() == {}
-    assert server.live.complaint == "no model is ready under canary"
+    assert server.live.complaint == f"{repository.root}: no model is ready under canary"
 
     repository.publish(toy_bundle)
     repository.promote(2, "canary")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from prometheus_client import CollectorRegistry, Histogram
+from prometheus_client import CollectorRegistry, Histogram, generate_latest
 
 from service.align import ColumnCounts, Counts
 from service.decode import Floats
@@ -21,6 +22,7 @@ from service.metrics import CALLS_TOGETHER, BulkHistogram, Metrics, ProbabilityH
 from service.model import load_model
 from service.pipeline import Answer, Ranking
 from service.schema import Head, Schema
+from service.shadow import ShadowMetrics
 from service.timeline import Timeline
 from tests import toy
 
@@ -230,9 +232,20 @@ def test_many_values_are_counted_as_by_prometheus_own_histogram(batches: list[li
             reference.labels(name).observe(amount)
 
     for sample in (sample for family in theirs.collect() for sample in family.samples):
-        if not sample.name.endswith("_created"):
-            found = ours.get_sample_value(sample.name, sample.labels)
-            assert found == pytest.approx(sample.value, rel=1e-12), sample
+        found = ours.get_sample_value(sample.name, sample.labels)
+        assert found == pytest.approx(sample.value, rel=1e-12), sample
+
+
+def test_the_page_names_every_metric_and_no_other() -> None:
+    """docs/metrics.md is what somebody who is woken at night reads."""
+    metrics = Metrics("a.B", ["One"], [("e", "a")])
+    ShadowMetrics(metrics.registry)
+    exposed = {
+        line.split()[2] for line in generate_latest(metrics.registry).decode().splitlines() if line.startswith("# TYPE")
+    }
+    page = (Path(__file__).parents[3] / "docs" / "metrics.md").read_text()
+    rows = [line.split("|")[1] for line in page.splitlines() if line.startswith("| `")]
+    assert {name for row in rows for name in re.findall(r"`([a-z_]+)`", row)} == exposed
 
 
 def test_a_series_that_is_there_goes_on() -> None:

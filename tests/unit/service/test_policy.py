@@ -67,7 +67,9 @@ def test_all_values() -> None:
         ("head_weights = 3", "head_weights must be a table"),
         ("head_weights.like = -1", "head_weights.like = -1: must be a number, 0 or more"),
         ("head_weights.like = 'x'", "head_weights.like = 'x': must be a number, 0 or more"),
+        (f"icymi_relevance_min = {10**400}", "icymi_relevance_min = 10000"),
         ("ranked_size = ", "not TOML: "),
+        ("ranked_size = " + "[" * 5_000, "not TOML: "),
     ],
 )
 def test_refused(document: str, message: str) -> None:

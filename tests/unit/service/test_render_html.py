@@ -78,6 +78,24 @@ def test_a_card_says_who_when_what_and_how_likely() -> None:
     assert page.cards["r14"].split() == ["@901", "in", "1m", "–"]
 
 
+def test_an_explained_card_says_what_each_group_adds() -> None:
+    """Where a Tweet is drawn out, and nowhere else."""
+    page = page_of(timelines.request(), timelines.explained())
+
+    for card in ("r13", "t13"):
+        assert page.cards[card].split()[-6:] == ["viewer", "+0.2500", "author", "+1.1250", "tweet", "-0.1250"]
+    assert page.cards["r12"].split() == page_of(timelines.request(), timelines.response()).cards["r12"].split()
+
+
+def test_every_arm_has_a_line() -> None:
+    """Under the model and the policy that they come to."""
+    response = timelines.response()
+    response.served_by.arms["colours"] = "many"
+    html = render_html(timeline_view(timelines.request(), response, now_ms=0, round_trip_us=5))
+
+    assert "<b>abc123</b><span>policy def456</span><span>colours=many</span><span>ranker=b</span></dd>" in html
+
+
 def test_links_lead_to_the_same_tweet_in_the_other_column() -> None:
     """No link leads nowhere."""
     page = page_of(timelines.request(), timelines.response())

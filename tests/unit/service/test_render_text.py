@@ -65,6 +65,19 @@ def test_draws_three_sections_and_the_facts(view: TimelineView) -> None:
     assert render_text(view, 80, colour=False, whole=False) == EXAMPLE
 
 
+def test_an_explained_answer_says_what_each_group_adds() -> None:
+    """Of the Tweets that are shown for it; probabilities have the room that is left."""
+    lines = render_text(view_of(timelines.request(), timelines.explained()), 100, colour=False, whole=False).split("\n")
+
+    assert [line.split() for line in lines[1:3]] == [
+        ["age", "author", "what", "it", "is", "score", "viewer", "author", "tweet", "like", "negativ…"],
+        ["2d", "@900", "reply", "1.2500", "+0.2500", "+1.1250", "-0.1250", "50.0%", "25.0%"],
+    ]
+    assert lines[6].split()[-6:] == ["0.5000", "+0.0000", "+0.5000", "+0.0312", "12.5%", "<0.01%"]
+    assert lines[11].split()[-4:] == ["ja", "-0.2500", "3.12%", "0.05%"]
+    assert lines[13].startswith("why          viewer, author, tweet: ")
+
+
 def test_colour_changes_no_letter(view: TimelineView) -> None:
     """With the codes taken out the text is the same."""
     coloured = render_text(view, 80, colour=True, whole=False)
