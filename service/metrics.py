@@ -31,7 +31,7 @@ from service.pipeline import STAGES, Answer
 from service.schema import GROUPS
 
 # A second series for each counter, with when it began, which nobody asks for.
-disable_created_metrics()
+disable_created_metrics()  # type: ignore[no-untyped-call]
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
