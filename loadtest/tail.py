@@ -31,6 +31,12 @@ class Repetition(NamedTuple):
     saturating: float
     generator_cpu: float
 
+    @staticmethod
+    def of(ratios: Sequence[float], saturating: float, generator_cpu: float) -> Repetition:
+        """From the latencies over those on an idle server."""
+        p50, p99 = np.quantile(ratios, (0.5, 0.99), method="inverted_cdf")
+        return Repetition(float(p50), float(p99), saturating, generator_cpu)
+
 
 def measure(generator: Generator, tweet_counts: Sequence[int], seed: int) -> Repetition:
     """One repetition.
@@ -46,8 +52,7 @@ def measure(generator: Generator, tweet_counts: Sequence[int], seed: int) -> Rep
     due_s = arrivals(LOAD * saturating, OFFERED_S, rng)
     offered = generator.offer(due_s, _draw(generator, len(due_s), rng), PATIENCE_S)
     ratios = slowdowns(offered.outcomes, tweet_counts, unloaded_s)
-    p50, p99 = np.quantile(ratios, (0.5, 0.99), method="inverted_cdf")
-    return Repetition(float(p50), float(p99), saturating, offered.generator_cpu)
+    return Repetition.of(ratios, saturating, offered.generator_cpu)
 
 
 def unloaded(generator: Generator, tweet_counts: Sequence[int]) -> Mapping[int, float]:

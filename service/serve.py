@@ -29,10 +29,10 @@ from service.tls import TlsError
 __all__ = ["add_arguments", "run"]
 
 STOPPED, FAILED, USAGE = 0, 1, 2
-# Of glibc's malloc: the name of the setting, and how many heaps the threads share. By default each has one of its own,
-# up to eight a core, and each of these grows to the most that it ever needed (docs/decisions/0077).
-M_ARENA_MAX = -8
-HEAPS_MAX = 2
+# For glibc's malloc (docs/decisions/0077). By default each thread has a heap of its own, up to eight a core, and each of
+# these grows to the most that it ever needed; and memory goes to the system and back, a few MiB at a time.
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # as in malloc.h
+MALLOC = {M_ARENA_MAX: 2, M_MMAP_THRESHOLD: 32 << 20, M_TRIM_THRESHOLD: 64 << 20}
 logger = logging.getLogger(__name__)
 
 
@@ -45,7 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
     if api_implementation.Type() != "upb":
         logger.error("protobuf runs on %r, not on upb", api_implementation.Type())
         return FAILED
-    _share_heaps()
+    _keep_memory_steady()
     stop, hurry = threading.Event(), threading.Event()
 
     def on_signal(_number: int, _frame: FrameType | None) -> None:
@@ -65,10 +65,11 @@ def run(arguments: argparse.Namespace) -> int:
     return _serve(config, experiments, stop, hurry)
 
 
-def _share_heaps() -> None:
+def _keep_memory_steady() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:  # other C libraries than glibc have one heap anyway
-        mallopt(M_ARENA_MAX, HEAPS_MAX)
+    if mallopt is not None:  # other C libraries than glibc have neither
+        for setting, value in MALLOC.items():
+            mallopt(setting, value)
 
 
 def _serve(config: Config, experiments: Experiments, stop: threading.Event, hurry: threading.Event) -> int:

@@ -15,6 +15,7 @@ from service.__main__ import main
 from service.generated.timelines.ranking.v1 import ranking_pb2 as pb
 from service.generated.timelines.ranking.v1 import ranking_pb2_grpc
 from service.generated.timelines.ranking.v1.served_log_pb2 import ServedRecord
+from service.replay import request_of
 from service.served_log import LogFiles, read_log
 from tests import toy
 from tests.server_process import Addresses, serving
@@ -190,6 +191,21 @@ def test_arms_are_those_of_the_log_unless_the_target_shall_choose(
     assert (free["compared"], free["heads"]["like"]["largest"]) == (RECORDS, 0)
     assert status == 1
     assert RECORDS - len(explored) <= free["same"] < RECORDS
+
+
+def test_what_is_sent_again() -> None:
+    """The request as it was, with what the server had added, and in full."""
+    asked = pb.RankTimelineRequest(viewer_id=1, last_visit_ms=5, forced_arms={"ranker": "a"})
+    record = ServedRecord(request=asked.SerializeToString(), served_at_ms=77)
+    logged = pb.RankTimelineResponse(request_id="made", served_by=pb.ServedBy(arms={"ranker": "a", "size": "b"}))
+    expected = pb.RankTimelineRequest(
+        viewer_id=1, last_visit_ms=5, request_id="made", request_time_ms=77, require_full_ranking=True
+    )
+
+    expected.forced_arms["ranker"] = "a"
+    assert request_of(record, logged, assign_arms=True) == expected
+    expected.forced_arms["size"] = "b"
+    assert request_of(record, logged, assign_arms=False) == expected
 
 
 def test_a_log_cut_short_is_replayed_up_to_there(

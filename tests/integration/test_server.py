@@ -18,6 +18,7 @@ import grpc
 import pytest
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2
+from grpc_reflection.v1alpha import reflection_pb2
 from grpc_status import rpc_status
 
 from service import config
@@ -27,10 +28,10 @@ from service.experiments import Experiments
 from service.generated.timelines.ranking.v1 import ranking_pb2 as pb
 from service.generated.timelines.ranking.v1 import ranking_pb2_grpc
 from service.metrics import CALLS_TOGETHER
-from service.model import Model, load_model
+from service.model import LoadResult, Model, load_model
 from service.policy import Policy
 from service.scoring import Scorer, Scores
-from service.server import Server
+from service.server import LOADS_MAX, Server
 from service.serving import Serving
 from tests import toy
 
@@ -168,12 +169,44 @@ def test_calls_beyond_the_threads_are_refused_at_once(
     assert check_health(channel) == health_pb2.HealthCheckResponse.SERVING
     with urllib.request.urlopen(f"http://{server.metrics_address}/metrics", timeout=10) as page:
         assert b'timeline_refused_total{reason="calls"} 38.0' in page.read()
+    assert count(server, STARTED, **RANK) == 40
+    assert count(server, "grpc_server_handled_total", grpc_code="RESOURCE_EXHAUSTED", **RANK) == 38
     assert serving.runs == THREADS
 
     serving.release.set()
     answered = [call for call in calls if call not in refused]
     assert all(list(call.result(timeout=60).ranked.tweet_ids) == [2, 1] for call in answered)
     assert rank(channel).result(timeout=60)
+    ask_until(channel, lambda: not server._ranking._running)  # no call is remembered when it has ended
+
+
+def test_reflection_and_watches_do_not_wait_for_timelines(channel: grpc.Channel, serving: HeldScorer) -> None:
+    """All threads for calls are held; who wants to know about the server has others."""
+    calls = [rank(channel) for _ in range(THREADS)]
+    for _ in calls:
+        assert serving.arrived.acquire(timeout=60)
+
+    watch: grpc.UnaryStreamMultiCallable[bytes, bytes] = channel.unary_stream("/grpc.health.v1.Health/Watch")
+    stream = watch(b"", timeout=10)
+    assert health_pb2.HealthCheckResponse.FromString(next(stream)).status == health_pb2.HealthCheckResponse.SERVING
+    stream.cancel()
+    reflect: grpc.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(
+        "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
+    )
+    asked = reflection_pb2.ServerReflectionRequest(list_services="*").SerializeToString()
+    (answer,) = reflect(iter([asked]), timeout=10)
+    assert reflection_pb2.ServerReflectionResponse.FromString(answer).list_services_response.service
+
+    serving.release.set()
+    assert all(call.result(timeout=60) for call in calls)
+
+
+def test_only_the_latest_loads_are_told_of(server: Server) -> None:
+    """A repository that gets a version every minute does not make DescribeModel grow."""
+    for version in range(LOADS_MAX + 1):
+        server.report_load(str(version), LoadResult.now())
+
+    assert list(server.loads) == [str(version) for version in range(1, LOADS_MAX + 1)]
 
 
 def as_done(calls: list[grpc.Future[pb.RankTimelineResponse]]) -> Iterator[grpc.Future[pb.RankTimelineResponse]]:

@@ -404,3 +404,147 @@ def test_the_impatient_do_not_use_up_what_is_there_for_a_burst() -> None:
         admission.admit(VERSION, 500, clock.now_ns + 10 * MS, full_only=False, on_end=never) as crowded,
     ):
         assert crowded.degradation == CHRONOLOGICAL
+
+
+def test_several_processors_share_the_wait() -> None:
+    """Two calls of 11 ms on two processors are 11 ms of waiting, not 22: 27.5 and 6 of one's own."""
+    admission, ends = gate(running_max=2), Ends()
+    with ThreadPoolExecutor(1) as callers:
+        first = admission.admit(VERSION, 1_000, math.inf, full_only=False, on_end=never)
+        with admission.admit(VERSION, 1_000, math.inf, full_only=False, on_end=never):
+            assert admission.retry_after_ms == 11
+            turn = wait(callers, admission, 500, ends, 33.6 * MS)
+            first.__exit__(None, None, None)
+        assert shape(turn.result(timeout=60)) == (500, NONE)
+
+
+def test_the_budget_grows_with_the_processors() -> None:
+    """12 ms too much were spent: 3 % of the time of each of four processors earns that back in 100 ms."""
+    clock = Clock()
+    admission = gate(clock, running_max=4)
+    for _ in range(4):
+        admission.admit(VERSION, 1_000_000, math.inf, full_only=False, on_end=never)
+
+    def degraded() -> Turn:
+        return admission.admit(VERSION, 100, clock.now_ns + 2.5 * MS, full_only=False, on_end=never)
+
+    with degraded():
+        clock.now_ns += 62 * MS  # 12 ms too much; 62 ms earned 7.44 by then
+    clock.now_ns += 30 * MS  # and these 3.6: 0.96 are missing
+    with pytest.raises(Overloaded):
+        degraded()
+    clock.now_ns += 10 * MS  # 1.2
+    assert shape(degraded()) == (0, CHRONOLOGICAL)
+
+
+def test_a_paused_call_is_not_cancelled() -> None:
+    """A call that waited, began, and lets another pass is seen through although its caller gives up."""
+    clock, ends = Clock(), Ends()
+    admission = gate(clock)
+    with ThreadPoolExecutor(3) as callers:
+        ahead = admission.admit(VERSION, 100, math.inf, full_only=False, on_end=never)
+        waiting = wait(callers, admission, 1_000, ends, 10_000 * MS)
+        ahead.__exit__(None, None, None)
+        large = waiting.result(timeout=60)
+        clock.now_ns += 4 * MS
+        small = wait(callers, admission, 100, ends, 10_000 * MS)
+        paused = threading.Thread(target=large.pause, daemon=True)
+        paused.start()
+        with small.result(timeout=60):
+            ends.callbacks[0]()  # the large one's caller
+            assert admission.rows == 1_100
+        paused.join(60)
+        assert not paused.is_alive()
+        large.__exit__(None, None, None)
+    assert admission.rows == 0
+
+
+def test_calls_without_tweets_cost_no_budget() -> None:
+    """They are whole answers, however long they take."""
+    clock = Clock()
+    admission = gate(clock)
+    with admission.admit(VERSION, 1_000_000, math.inf, full_only=False, on_end=never):
+        with admission.admit(VERSION, 0, math.inf, full_only=False, on_end=never):
+            clock.now_ns += 1_000 * MS
+        assert shape(admission.admit(VERSION, 100, clock.now_ns + 2.5 * MS, full_only=False, on_end=never)) == (
+            0,
+            CHRONOLOGICAL,
+        )
+
+
+def test_when_to_come_back_counts_those_that_wait() -> None:
+    """11 ms run, 11 wait; a small call overtakes the one that waits, and is not made to wait for it."""
+    admission, ends = gate(), Ends()
+    with ThreadPoolExecutor(2) as callers:
+        with admission.admit(VERSION, 1_000, math.inf, full_only=False, on_end=never):
+            large = wait(callers, admission, 1_000, ends, 10_000 * MS)
+            assert admission.retry_after_ms == 22
+            small = wait(callers, admission, 100, ends, (2.5 * 11 + 2.1) * MS)  # not 2.5 x 22 + 2
+        small.result(timeout=60).__exit__(None, None, None)
+        large.result(timeout=60).__exit__(None, None, None)
+
+
+def test_a_call_that_waited_in_vain_is_told_when_to_come_back() -> None:
+    """The call ahead should be through by then, 11 ms wait behind; a spent budget leaves no answer with less."""
+    clock, ends = Clock(), Ends()
+    admission = gate(clock)
+
+    def too_late(_callback: object) -> bool:
+        clock.now_ns += 75 * MS
+        return True
+
+    with ThreadPoolExecutor(1) as callers:
+        with admission.admit(VERSION, 1_000, math.inf, full_only=False, on_end=never):
+            behind = wait(callers, admission, 1_000, ends, math.inf)
+            with pytest.raises(Overloaded) as refused:
+                admission.admit(VERSION, 500, 80 * MS, full_only=True, on_end=too_late)
+            assert refused.value.retry_after_ms == 11
+        behind.result(timeout=60).__exit__(None, None, None)
+
+
+def test_a_call_that_waited_in_vain_is_refused_where_the_budget_is_spent() -> None:
+    """Though it would take less."""
+    clock = Clock()
+    admission = gate(clock)
+
+    def too_late(_callback: object) -> bool:
+        clock.now_ns += 75 * MS
+        return True
+
+    ahead = admission.admit(VERSION, 1_000, math.inf, full_only=False, on_end=never)
+    with admission.admit(VERSION, 500, 7 * MS, full_only=False, on_end=never) as turn:
+        assert turn.degradation == CHRONOLOGICAL
+        clock.now_ns += 200 * MS  # four times the budget
+    ahead.__exit__(ValueError, ValueError("broken"), None)  # teaches nothing
+    with admission.admit(VERSION, 1_000, math.inf, full_only=False, on_end=never), pytest.raises(Overloaded):
+        admission.admit(VERSION, 500, clock.now_ns + 80 * MS, full_only=False, on_end=too_late)
+
+
+def test_a_call_that_fails_is_not_typical() -> None:
+    """With the budget spent, 27.5 ms for the call ahead fit in 28, however long one that failed took."""
+    clock = Clock()
+    admission = gate(clock)
+    failed = admission.admit(VERSION, 500, math.inf, full_only=False, on_end=never)
+    clock.now_ns += 10_000 * MS
+    failed.__exit__(ValueError, ValueError("broken"), None)
+    ahead = admission.admit(VERSION, 1_000, math.inf, full_only=False, on_end=never)
+    with admission.admit(VERSION, 500, clock.now_ns + 7 * MS, full_only=False, on_end=never):
+        clock.now_ns += 200 * MS  # four times the budget
+    ahead.__exit__(ValueError, ValueError("broken"), None)
+    with admission.admit(VERSION, 1_000, math.inf, full_only=False, on_end=never):
+        admission.check_unread(28 * MS)
+        with pytest.raises(TooManyCalls):
+            admission.check_unread(27 * MS)
+
+
+def test_a_quiet_hour_saves_up_no_more_than_a_burst() -> None:
+    """One answer of four times the burst, and the next is refused."""
+    clock = Clock()
+    admission = gate(clock)
+    clock.now_ns = 3_600_000 * MS
+    with admission.admit(VERSION, 1_000_000, math.inf, full_only=False, on_end=never):
+        with admission.admit(VERSION, 500, clock.now_ns + 7 * MS, full_only=False, on_end=never) as turn:
+            assert turn.degradation == CHRONOLOGICAL
+            clock.now_ns += 200 * MS
+        with pytest.raises(Overloaded):
+            admission.admit(VERSION, 500, clock.now_ns + 7 * MS, full_only=False, on_end=never)

@@ -94,6 +94,12 @@ def test_other_variables_are_none_of_ours() -> None:
             "connection_age_ms 5000 is shorter than grace_ms 10000",
         ),
         (("--connection-age-ms", "20000"), {}, "connection_age_ms 20000 is shorter than twice keepalive_ms 60000"),
+        (
+            ("--keepalive-ms", "6000", "--connection-age-ms", "11999"),
+            {},
+            "connection_age_ms 11999 is shorter than twice",
+        ),
+        (("--message-bytes-max", "104999"), {}, "message_bytes_max 104999 is too small for rows_max 5000"),
         (("--header-bytes-max", "0"), {}, "header_bytes_max 0 is not between 1 and 2147483647"),
         (("--slowdown-max", "0.5"), {}, "slowdown_max 0.5 is not between 1 and 1000"),
         (("--grace-ms", "10"), {}, "grace_ms 10 is shorter than default_deadline_ms 1000"),
@@ -106,6 +112,13 @@ def test_refused(flags: tuple[str, ...], environment: dict[str, str], message: s
         read(*flags, **environment)
 
     assert str(caught.value).startswith(message)
+
+
+def test_just_enough() -> None:
+    """Where a relation is met to the last unit."""
+    assert read("--keepalive-ms", "6000", "--connection-age-ms", "12000").connections.keepalive_ms == 6_000
+    assert read("--message-bytes-max", "105000").limits.message_bytes_max == 105_000
+    assert read("--grace-ms", "1000").grace_ms == 1_000
 
 
 def test_two_free_ports_are_no_conflict() -> None:

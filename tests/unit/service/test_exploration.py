@@ -154,3 +154,12 @@ def test_no_tweet_is_lost_and_probabilities_fill_the_slots(data: st.DataObject) 
     for section in (after.ranked, after.remainder):
         assert section.tolist() == [row for row in order if row in section]
     np.testing.assert_allclose(probabilities.sum(), second, rtol=1e-5)
+
+
+def test_raw_relevance_goes_before_age() -> None:
+    """Of two with the lowest score the one of less raw relevance gives its slot, though the other is older."""
+    tied = timeline([], [0, 1], [2], [0.5, 0.5, 0.1])
+    raw = np.array([0.1, 0.2, 0], np.float32)
+    _, probabilities = explore(tied, candidates([30, 20, 10]), raw, 1.0, "r")
+
+    assert probabilities.tolist() == [0, 1, 1]

@@ -13,7 +13,7 @@ from service.decode import Candidates, Decoder, Sparse, Table, parse
 from service.errors import InvalidRequest
 from service.fast_decode import RequestDecoder, read
 from service.generated.timelines.ranking.v1 import ranking_pb2 as pb
-from service.known_forms import FORMS_MAX, KnownForms, M, Unknown
+from service.known_forms import FORM_BYTES_MAX, FORMS_MAX, LITERAL_BYTES_MAX, Form, KnownForms, M, Unknown
 from service.limits import Limits
 from tests.property.requests import SPOILERS, Drawn, Spoiler, drawn_requests
 
@@ -255,7 +255,9 @@ def test_vocabularies_of_any_size(categories: int) -> None:
 def test_forms_are_forgotten() -> None:
     """A caller who makes up columns costs no more memory than FORMS_MAX of them; the one that still calls is known."""
     decoder = Reader(LIMITS)
-    for i in range(3 * FORMS_MAX):
+    decoder.candidates(request().candidates)
+    assert decoder.known(pb.RankTimelineRequest, request().SerializeToString()) is not None
+    for i in range(FORMS_MAX):
         made_up = request()
         made_up.candidates.tweets.columns[0] = str(i)
         decoder.candidates(made_up.candidates)
@@ -292,3 +294,29 @@ def test_nothing_wrong_is_taken(drawn: Drawn, spoiler: Spoiler) -> None:
         decoder.candidates(drawn.request.candidates)
     except InvalidRequest:
         assert decoder.known(pb.RankTimelineRequest, drawn.request.SerializeToString()) is None
+
+
+def test_a_form_does_not_remember_every_number_of_rows() -> None:
+    """What it keeps for those that came lately is bounded in bytes."""
+    form = Form(Reader(LIMITS).candidates(request().candidates).tweets)
+    steps_max = -(-LITERAL_BYTES_MAX // max(form.size, 64))
+    first = form.steps(1)
+    for rows in range(2, steps_max + 1):
+        form.steps(rows)
+    assert form.steps(1) is first
+    form.steps(steps_max + 1)
+
+    assert form.steps(1) is not first
+    assert form.steps(1) == first
+
+
+def test_a_form_of_many_bytes_is_not_remembered() -> None:
+    """Nor are its categories: 64 KiB and no more are kept of a table."""
+    decoder = Reader(LIMITS)
+    asked = request()
+    column = asked.candidates.tweets.categorical[0]
+    del column.vocabulary[:]
+    column.vocabulary.extend(f"{i:05}{'x' * 200}" for i in range(FORM_BYTES_MAX // 200))
+    decoder.candidates(asked.candidates)
+
+    assert decoder.known(pb.RankTimelineRequest, asked.SerializeToString()) is None

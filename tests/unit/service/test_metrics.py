@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import re
+from collections import deque
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
@@ -15,6 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
 
+from service import metrics as module
 from service.align import ColumnCounts, Counts
 from service.decode import Floats
 from service.generated.timelines.ranking.v1 import ranking_pb2 as pb
@@ -307,3 +310,23 @@ def test_what_is_no_probability_is_counted_apart(invalid: float, head: int) -> N
     for name in ("a", "b"):
         assert registry.get_sample_value("timeline_probability_count", {"head": name}) == 2
         assert registry.get_sample_value("timeline_probability_sum", {"head": name}) == 1.0
+
+
+def test_no_call_has_ended_that_has_not_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call that comes and goes in the middle of counting: Prometheus must not see its end before its begin."""
+    metrics = Metrics("a.B", ["One"], [])
+    method = metrics.methods["One"]
+    popped = module._popped
+
+    def busy(calls: deque[Any]) -> list[Any]:
+        found = popped(calls)
+        metrics.begun(method)
+        metrics.ended(method, grpc.StatusCode.OK, 1, None)
+        return found
+
+    monkeypatch.setattr(module, "_popped", busy)
+    metrics.count()
+
+    begun = method.started._value.get()
+    ended = method.handled[grpc.StatusCode.OK]._value.get()
+    assert (begun, ended) == (1, 0)

@@ -103,3 +103,14 @@ def test_finds(spoil: Callable[[onnx.ModelProto], object], fault: str) -> None:
 def test_other_bytes() -> None:
     """What does not parse is not an ONNX file."""
     assert onnx_file.faults(b"\x0a\xff") == ["is not an ONNX file"]
+
+
+def test_lists_of_graphs_are_looked_into() -> None:
+    """An attribute may hold many."""
+    model = onnx.load_model_from_string(toy.model_bytes())
+    branch = helper.make_graph([helper.make_node("Op", [], [], domain="com.example")], "branch", [], [])
+    node = helper.make_node("Scan", [], [])
+    node.attribute.add(name="bodies", type=onnx.AttributeProto.GRAPHS).graphs.append(branch)
+    model.graph.node.append(node)
+
+    assert onnx_file.faults(model.SerializeToString()) == ["operator 'Op' of domain 'com.example'"]
