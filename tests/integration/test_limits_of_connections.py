@@ -105,6 +105,15 @@ def test_too_long_headers_are_refused(toy_bundle: Path) -> None:
             assert call.code() is code
 
 
+def test_headers_up_to_the_limit_are_taken(toy_bundle: Path) -> None:
+    """All of them: gRPC has a second limit, of 8 KiB by default, above which it refuses some at random."""
+    flags = ["--header-bytes-max", "40000"]
+    with serving(toy_bundle, *flags) as addresses, grpc.insecure_channel(addresses.grpc) as channel:
+        stub = ranking_pb2_grpc.TimelineRankingServiceStub(channel)
+        calls = [stub.RankTimeline.future(REQUEST, metadata=(("note", "x" * 30_000),), timeout=30) for _ in range(20)]
+        assert {call.code() for call in calls} == {grpc.StatusCode.OK}
+
+
 def test_connections_beyond_the_limit_are_closed(toy_bundle: Path) -> None:
     """Those that stand go on; when one of them goes there is room again."""
     with serving(toy_bundle, "--connections-max", "2") as addresses, ExitStack() as stack:

@@ -22,7 +22,7 @@ from service.generated.timelines.ranking.v1 import ranking_pb2 as pb
 from service.generated.timelines.ranking.v1 import ranking_pb2_grpc
 from service.model import load_model
 from service.policy import Policy
-from service.served_log import LogFiles, read_log
+from service.served_log import LogFiles, ServedLog, read_log
 from service.server import Server
 from service.serving import Serving
 from tests import toy
@@ -164,7 +164,7 @@ def test_a_disk_that_is_gone_costs_records_and_no_requests(toy_bundle: Path, tmp
 def test_a_disk_that_is_stuck_delays_no_request(
     toy_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With the log's thread held in a write all requests are answered; released, it writes them all."""
+    """With the log's thread held in a write all requests are answered; a server that stops waits until it wrote all."""
     released = threading.Event()
 
     class StuckDisk(LogFiles):
@@ -172,7 +172,13 @@ def test_a_disk_that_is_stuck_delays_no_request(
             released.wait()
             super().append(payload)
 
+    class Closing(ServedLog):
+        def close(self, timeout_s: float = 60) -> None:
+            released.set()
+            super().close(timeout_s)
+
     monkeypatch.setattr("service.server.LogFiles", StuckDisk)
+    monkeypatch.setattr("service.server.ServedLog", Closing)
     parser = argparse.ArgumentParser()
     config.add_arguments(parser)
     flags = ["--host", "127.0.0.1", "--grpc-port", "0", "--metrics-port", "0", "--drain-ms", "0"]
@@ -183,8 +189,8 @@ def test_a_disk_that_is_stuck_delays_no_request(
         responses = rank(
             Addresses(server.grpc_address, server.metrics_address), [request(number) for number in range(20)]
         )
+        assert not released.is_set()
     finally:
-        released.set()
         server.drain()
 
     assert len(responses) == 20
