@@ -29,8 +29,8 @@ from service.tls import TlsError
 __all__ = ["add_arguments", "run"]
 
 STOPPED, FAILED, USAGE = 0, 1, 2
-# For glibc's malloc (docs/decisions/0077). By default each thread has a heap of its own, up to eight a core, and each one
-# grows to the most that it ever needed; and memory goes to the system and back, some MiB at a time.
+# Of glibc's malloc (docs/decisions/0077). By default each thread has a heap of its own, up to eight a core, and each of
+# these grows to the most that it ever needed; and memory goes to the system and back, some MiB at a time.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # as in malloc.h
 MALLOC = {M_ARENA_MAX: 2, M_MMAP_THRESHOLD: 32 << 20, M_TRIM_THRESHOLD: 64 << 20}
 logger = logging.getLogger(__name__)
