@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -20,11 +21,11 @@ NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 SERVING = health_pb2.HealthCheckResponse.SERVING
 UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
 # A check takes microseconds, but for the wait for its few bytes: calls whose body does not come hold a thread each, for
-# so long. Reflection keeps a thread for as long as its caller keeps the stream, so it has a pool of its own: forgotten
-# streams can lock out other reflection, but not a probe.
+# so long. Reflection keeps a thread for as long as its caller goes on asking, so it has a pool of its own.
 HEALTH_THREADS = 8
 BODY_TIMEOUT_S = 1.0
-REFLECTION_THREADS = 2
+REFLECTION_THREADS = 8
+REFLECTION_IDLE_S = 5.0
 
 
 class OnPool:
@@ -84,6 +85,7 @@ class Health:
         self._servicer = health.HealthServicer()
         self._set(NOT_SERVING)  # grpcio's own begins with SERVING
         self._bodies = BodyReader(BODY_TIMEOUT_S)
+        self._questions = BodyReader(REFLECTION_IDLE_S)
         self._watch = _Watch(self._servicer, self._names, self._read, self._health_pool)
         names = (*services, health.SERVICE_NAME, reflection.SERVICE_NAME)
         self._reflection = reflection.ReflectionServicer(names)
@@ -124,6 +126,7 @@ class Health:
     def close(self) -> None:
         """Lets the threads end; the server has stopped."""
         self._bodies.close()
+        self._questions.close()
         self._health_pool.shutdown(wait=False)
         self._reflection_pool.shutdown(wait=False)
 
@@ -137,9 +140,15 @@ class Health:
             context.abort(errors.status_code(error), str(error))
         return _parse(health_pb2.HealthCheckRequest, body, context)
 
-    def _reflect(self, bodies: Iterable[bytes], context: grpc.ServicerContext) -> Any:
-        requests = (_parse(reflection_pb2.ServerReflectionRequest, body, context) for body in bodies)
-        return self._reflection.ServerReflectionInfo(requests, context)
+    def _reflect(self, bodies: Iterator[bytes], context: grpc.ServicerContext) -> Any:
+        return self._reflection.ServerReflectionInfo(self._asked(bodies, context), context)
+
+    def _asked(self, bodies: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[Any]:
+        """The questions of a stream, until it ends or nothing comes for a while."""
+        with contextlib.suppress(errors.InvalidRequest, errors.Cancelled):
+            while True:
+                body = self._questions.read(bodies, context)
+                yield _parse(reflection_pb2.ServerReflectionRequest, body, context)
 
     def _set(self, status: int) -> None:
         for name in self._names:

@@ -170,7 +170,6 @@ def request_of(
     request.request_time_ms = request.request_time_ms or record.served_at_ms
     request.require_full_ranking = True
     if not assign_arms:
-        request.forced_arms.clear()
         request.forced_arms.update(logged.served_by.arms)
     return request
 

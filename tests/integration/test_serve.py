@@ -22,7 +22,7 @@ from grpc_status import rpc_status
 
 from service.generated.timelines.ranking.v1 import ranking_pb2 as pb
 from service.generated.timelines.ranking.v1 import ranking_pb2_grpc
-from service.health import HEALTH_THREADS
+from service.health import HEALTH_THREADS, REFLECTION_THREADS
 from tests import toy
 from tests.server_process import Addresses, serving
 
@@ -180,6 +180,26 @@ def test_probes_do_not_wait_for_forgotten_reflection_streams(channel: grpc.Chann
         release.set()
         for stream in streams:
             stream.cancel()
+
+
+def test_reflection_does_not_wait_for_forgotten_streams_for_long(channel: grpc.Channel) -> None:
+    """One that asks nothing for some seconds is ended; one that goes on asking is not."""
+    release = threading.Event()
+
+    def silence() -> Iterator[bytes]:
+        release.wait()
+        yield from ()
+
+    reflect: grpc.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(
+        "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
+    )
+    streams = [reflect(silence()) for _ in range(REFLECTION_THREADS)]
+    try:
+        database = ProtoReflectionDescriptorDatabase(channel)
+        assert SERVICE in database.get_services()
+        assert {stream.code() for stream in streams} == {grpc.StatusCode.CANCELLED}
+    finally:
+        release.set()
 
 
 @pytest.mark.parametrize("method", ["Check", "Watch"])
