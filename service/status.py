@@ -30,15 +30,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Prints labels and versions, a version that is not sound with what is wrong; then what the server says."""
+    """Prints labels and versions, a version that is not sound with what is wrong; then what the server says.
+
+    The server is asked, too, where the repository can not be read: that is when one wants to know.
+    """
     repository = Repository(arguments.root)
+    labels: Labels = {}
+    versions: list[int] = []
+    status = READ
     try:
         labels = repository.labels()
         versions = sorted({*repository.versions(), *(label.version for label in labels.values())})
-        served = ask(arguments) if arguments.target else None
     except RepositoryError as error:
         print(f"timeline-ranker status: {error}", file=sys.stderr)
-        return UNREADABLE
+        if not arguments.target:
+            return UNREADABLE
+        status = UNREADABLE
+    try:
+        served = ask(arguments) if arguments.target else None
     except grpc.RpcError as error:
         call = cast(grpc.Call, error)  # what a call raises is also the call
         print(f"timeline-ranker status: {call.code().name}: {call.details()}", file=sys.stderr)
@@ -48,7 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
         write_out(to_json(labels, faults, served) + "\n")
     else:
         write_out(to_text(labels, faults, served, arguments.target) + "\n")
-    return READ
+    return status
 
 
 def ask(arguments: argparse.Namespace) -> pb.DescribeModelResponse:
@@ -79,7 +88,7 @@ def to_text(
     """A line per label, a line per version; with a server a line for each label that it serves, and for each load."""
     lines = [f"{name}: {label}" for name, label in labels.items()]
     lines += [f"version {version}: {'; '.join(found) or 'good'}" for version, found in faults.items()]
-    if not lines:
+    if not lines and served is None:
         lines = ["nothing was published"]
     if served is not None:
         lines += [f"{target} serves {label}: version {version}" for label, version in sorted(served.serving.items())]

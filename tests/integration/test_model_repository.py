@@ -272,7 +272,13 @@ def test_status_asks_the_server(
         assert main(["status", str(root), "--target", addresses.grpc, "--json"]) == 0
         document = json.loads(capsys.readouterr().out)
         target = addresses.grpc
+        (root / "labels.json").write_text("{")
+        assert main(["status", str(root), "--target", target]) == 1
+        broken = capsys.readouterr()
 
+    assert "labels.json: is not JSON" in broken.err
+    assert broken.out.splitlines() == text[-3:]  # what serves is told all the same
+    point(root, stable=2)
     assert text[0] == "stable: version 2, before it none"
     assert f"{target} serves stable: version 1" in text
     assert f"{target} loaded version 1" in text
