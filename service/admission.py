@@ -55,6 +55,7 @@ class Turn:
         degradation: What that makes of the answer.
         alone: Whether calls of late had the server to themselves, so that there is nobody to let pass.
         crowded: Whether it is because of other calls that it takes no rows.
+        charged_ns: What it took of the budget when it was let in.
     """
 
     # But for those above guarded by the lock of its Admission.
@@ -65,6 +66,7 @@ class Turn:
         "began_ns",
         "cancelled",
         "changed",
+        "charged_ns",
         "cost",
         "crowded",
         "degradation",
@@ -90,6 +92,7 @@ class Turn:
         self.running = False
         self.cancelled = False
         self.crowded = False
+        self.charged_ns = 0.0
 
     def __enter__(self) -> Turn:
         return self
@@ -215,10 +218,12 @@ class Admission:
             turn = Turn(self, cost, 0, pb.DEGRADATION_REVERSE_CHRONOLOGICAL, due_ns)
             turn.crowded = alone > affordable
             return turn
+        turn = Turn(self, cost, affordable, pb.DEGRADATION_PARTIAL, due_ns)
         if alone > affordable:
             # Now, not when it ends: the calls that come until then are to know.
-            self._budget_ns -= cost.predict_ns(affordable)
-        return Turn(self, cost, affordable, pb.DEGRADATION_PARTIAL, due_ns)
+            turn.charged_ns = cost.predict_ns(affordable)
+            self._budget_ns -= turn.charged_ns
+        return turn
 
     def _may_degrade(self) -> bool:
         """Whether there is budget for an answer with less than all scores."""
@@ -237,7 +242,7 @@ class Admission:
                 return turn
             if turn.cancelled:
                 raise Cancelled("the caller gave up")
-            self._leave(turn)
+            self._give_up(turn)
             if full_only or not self._may_degrade():
                 raise _overloaded(self._wait_ns(math.inf))
             late = Turn(self, turn.cost, 0, pb.DEGRADATION_REVERSE_CHRONOLOGICAL, turn.due_ns)
@@ -289,7 +294,7 @@ class Admission:
             if turn in self._waiting and not turn.worked_ns:
                 turn.cancelled = True
                 turn.changed.notify()
-                self._leave(turn)
+                self._give_up(turn)
 
     def _enqueue(self, turn: Turn) -> None:
         turn.changed = threading.Condition(self._lock)
@@ -300,6 +305,11 @@ class Admission:
         """Takes a call out of the queue."""
         self._waiting.remove(turn)
         self._rows -= turn.rows
+
+    def _give_up(self, turn: Turn) -> None:
+        """Takes a call out of the queue that never began; what it was charged for it did not get."""
+        self._leave(turn)
+        self._budget_ns += turn.charged_ns
 
     def _start_waiting(self) -> None:
         """Gives the calls at the head of the queue their turn, as far as there is room."""
