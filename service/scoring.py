@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -18,6 +19,8 @@ from service.sparse_table import CHUNK, sparse_feeds, split
 OUTPUTS = ["probabilities", "raw_probabilities"]
 # The rows that a session is warmed up with: one, and sizes that a timeline has.
 WARM_UP_ROWS = (1, 100, 500, 1_500)
+# Far more than any of them takes, on the busiest machine: only a graph that does not end gets there.
+TRY_S_MAX = 30.0
 _TABLES: tuple[tuple[str, Group], ...] = (("viewer", "viewer"), ("authors", "author"), ("tweets", "tweet"))
 # Name -> dtype and shape; "*" is a size known only when the graph runs.
 Signature = dict[str, tuple[str, list[int | str]]]
@@ -84,18 +87,28 @@ class Scorer:
 
     def score(self, tables: Tables) -> Scores:
         """Scores N >= 1 Tweets."""
+        return self._run(tables, None)
+
+    def _run(self, tables: Tables, options: onnxruntime.RunOptions | None) -> Scores:
         feeds = {name: getattr(tables, name) for name in self._dense}
         if tables.tweet_scalars is not None:
             scalars = len(self._schema.layouts["tweet"].scalars)
             feeds |= sparse_feeds("tweets", tables.tweet_scalars, len(tables.author_index), scalars)
-        return Scores(*self._session.run(OUTPUTS, feeds))
+        return Scores(*self._session.run(OUTPUTS, feeds, options))
 
     def try_out(self, tables: Tables) -> Scores:
-        """As `score`, of a model that is yet to be trusted; raises BundleError where it fails."""
+        """As `score`, of a model that is yet to be trusted; raises BundleError where it fails or does not end."""
+        options = onnxruntime.RunOptions()
+        end = threading.Timer(TRY_S_MAX, setattr, (options, "terminate", True))
+        end.start()
         try:
-            return self.score(tables)
+            return self._run(tables, options)
         except Exception as error:  # onnxruntime raises a class of its own per kind of failure
-            raise BundleError([f"model.onnx: fails when it runs: {_first_line(error)}"]) from error
+            why = f"takes more than {TRY_S_MAX:g} s" if options.terminate else f"fails: {_first_line(error)}"
+            raise BundleError([f"model.onnx: a run for {len(tables.author_index)} Tweets {why}"]) from error
+        finally:
+            end.cancel()
+            end.join()
 
     def warm_up(self) -> None:
         """Runs the session on typical sizes, so that no caller pays for first allocations, and notes what they cost.

@@ -191,7 +191,7 @@ SPOILERS: dict[str, tuple[Callable[[Path], None], str]] = {
     "wrong schema": (change_schema, "model.onnx: inputs are"),
     "NaN": (answer(float("nan")), "model.onnx: probabilities outside of [0, 1]"),
     "not as golden": (answer(0.5), "golden.binpb: case 0: probabilities are up to"),
-    "failing when run": (fail_when_run, "model.onnx: fails when it runs: "),
+    "failing when run": (fail_when_run, "model.onnx: a run for 1 Tweets fails: "),
     "slow": (slow_down, "times as long as version 1; 3 times is the most"),
     "foreign operator": (use_foreign_operator, "model.onnx: operator 'IsNaN' of domain 'com.example'"),
     "external data": (read_external_data, "model.onnx: data of tensor 'tweet_weights' outside the file"),

@@ -67,6 +67,34 @@ def test_bytes_are_read_as_what_they_were_checked_as(tmp_path: Path) -> None:
         scorer(content)
 
 
+def test_a_graph_that_does_not_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would hold up whoever loads models for good."""
+    monkeypatch.setattr("service.scoring.TRY_S_MAX", 0.5)
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["go_on"], ["go_on_out"]), helper.make_node("Neg", ["x"], ["x_out"])],
+        "body",
+        [
+            helper.make_tensor_value_info("i", TensorProto.INT64, []),
+            helper.make_tensor_value_info("go_on", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("x", TensorProto.FLOAT, []),
+        ],
+        [
+            helper.make_tensor_value_info("go_on_out", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("x_out", TensorProto.FLOAT, []),
+        ],
+    )
+
+    def edit(model: onnx.ModelProto) -> None:
+        model.graph.initializer.append(numpy_helper.from_array(np.array(True), "yes"))
+        model.graph.initializer.append(numpy_helper.from_array(np.array(0.5, np.float32), "start"))
+        model.graph.node.insert(0, helper.make_node("Loop", ["", "yes", "start"], ["end"], body=body))
+        where = next(node for node in model.graph.node if node.output[0] == "probabilities")
+        where.input[1] = "end"
+
+    with pytest.raises(BundleError, match=r"model\.onnx: a run for 1 Tweets takes more than 0\.5 s"):
+        scorer(edited(edit)).warm_up()
+
+
 def test_agrees_with_the_slow_way() -> None:
     """Random tables, a third absent, against sums in Python."""
     rng = np.random.default_rng(3)
