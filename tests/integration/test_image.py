@@ -96,7 +96,7 @@ def test_its_health_check_fails_where_nothing_serves(image: Image) -> None:
     done = image.run("env", "TIMELINE_RANKER_GRPC_PORT=1", "sh", "-c", command)
 
     assert done.returncode == 1
-    assert done.stderr.startswith("timeline-ranker health: 127.0.0.1:1: UNAVAILABLE\n")
+    assert done.stderr.startswith("timeline-ranker health: 127.0.0.1:1: UNAVAILABLE: ")
 
 
 def test_it_runs_as_nobody_in_particular(image: Image) -> None:
