@@ -146,10 +146,15 @@ class Admission:
         """From now on these models serve.
 
         Args:
-            points: Version -> where its cost starts, see Cost, unless it is known by now.
+            points: Version -> rows and nanoseconds of runs when it was loaded, see Cost: where its cost starts, unless
+                it is known by now. Beside a version that serves it starts with what calls to that one cost: runs at
+                low priority, between calls, took many times as long as they will.
         """
         with self._lock:
-            self._costs = {version: self._costs.get(version) or Cost(points[version]) for version in points}
+            serving = next(iter(self._costs.values()), None)
+            if serving is not None:
+                points = {v: [(rows, serving.predict_ns(rows)) for rows, _ in runs] for v, runs in points.items()}
+            self._costs = {version: self._costs.get(version) or Cost(runs) for version, runs in points.items()}
 
     def check_unread(self, left_ns: float) -> None:
         """Turns a call away whose size is not known yet, where one of usual size could get nothing but a refusal.

@@ -214,9 +214,11 @@ def test_every_model_has_a_cost_of_its_own() -> None:
     clock = Clock()
     admission = Admission(1, clock)
     admission.start({"1": POINTS, "2": POINTS})
-    for _ in range(400):
-        with admission.admit("1", 500, math.inf, full_only=True, on_end=never):
-            clock.now_ns += 60 * MS
+
+    def teach(version: str, ms: int) -> None:
+        for _ in range(400):
+            with admission.admit(version, 500, math.inf, full_only=True, on_end=never):
+                clock.now_ns += ms * MS
 
     def fits(version: str, left_ms: float) -> bool:
         try:
@@ -225,12 +227,27 @@ def test_every_model_has_a_cost_of_its_own() -> None:
             return False
         return True
 
+    teach("1", 60)
     assert (fits("1", 50), fits("2", 6.1)) == (False, True)
     admission.start({"1": POINTS, "3": POINTS})
-    assert (fits("1", 50), fits("3", 6.1)) == (False, True)
+    assert not fits("1", 50)
+    teach("3", 6)
+    assert (fits("1", 50), fits("3", 15)) == (False, True)
     admission.start({"3": POINTS})
     admission.start({"1": POINTS})
-    assert fits("1", 6.1)
+    assert fits("1", 10)
+
+
+def test_a_new_version_starts_with_what_calls_to_the_serving_one_cost() -> None:
+    """Its own runs, when it was loaded between calls and at low priority, took twenty times as long as they will."""
+    clock = Clock()
+    admission = gate(clock)
+    for _ in range(400):
+        with admission.admit(VERSION, 500, math.inf, full_only=True, on_end=never):
+            clock.now_ns += 8 * MS
+    admission.start({"8": [(rows, 20 * ns) for rows, ns in POINTS]})
+
+    assert shape(admission.admit("8", 500, clock.now_ns + 8.5 * MS, full_only=False, on_end=never)) == (500, NONE)
 
 
 def wait(
