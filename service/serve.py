@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import functools
 import logging
+import math
 import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from types import FrameType
 
@@ -29,6 +32,7 @@ from service.tls import TlsError
 __all__ = ["add_arguments", "run"]
 
 STOPPED, FAILED, USAGE = 0, 1, 2
+LOOK_S = 0.5
 # Of glibc's malloc (docs/decisions/0077). By default each thread has a heap of its own, up to eight a core, and each of
 # these grows to the most that it ever needed; and memory goes to the system and back, some MiB at a time.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # as in malloc.h
@@ -88,11 +92,16 @@ def _serve(config: Config, experiments: Experiments, stop: threading.Event, hurr
         server.drain(lambda _: None)
         return FAILED
     print(f"ready grpc={server.grpc_address} metrics={server.metrics_address}", flush=True)
-    # Bounded: a signal that another thread takes, or that comes just before the wait, wakes nobody here by itself.
-    while not stop.wait(0.5):
-        pass
-    server.drain(hurry.wait)
+    _wait(stop, math.inf)
+    server.drain(functools.partial(_wait, hurry))
     return STOPPED
+
+
+def _wait(event: threading.Event, timeout_s: float) -> None:
+    """Waits for a signal, a little at a time: one that comes just before a wait begins does not end it by itself."""
+    give_up_s = time.monotonic() + timeout_s
+    while (left_s := give_up_s - time.monotonic()) > 0 and not event.wait(min(left_s, LOOK_S)):
+        pass
 
 
 def _load(config: Config, experiments: Experiments, server: Server, stop: threading.Event) -> Sequence[str]:
