@@ -27,8 +27,8 @@ def add_tls_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(usage_error=parser.error)
 
 
-def open_channel(arguments: argparse.Namespace, other: str | None = None) -> grpc.Channel:
-    """A channel to `other`, or to `arguments.target`, with TLS if there are files for it.
+def open_channel(arguments: argparse.Namespace, target: str | None = None) -> grpc.Channel:
+    """A channel to `target`, or to `arguments.target`, with TLS if there are files for it.
 
     Raises:
         SystemExit: The flags do not fit together or a file can not be read; as argparse does it, with a line on stderr.
@@ -38,11 +38,11 @@ def open_channel(arguments: argparse.Namespace, other: str | None = None) -> grp
         arguments.usage_error("--tls-cert and --tls-key go together")
     if cert is not None and ca is None:
         arguments.usage_error("--tls-cert needs --tls-ca")
-    name = other or arguments.target
+    target = target or arguments.target
     if ca is None:
-        return grpc.insecure_channel(name)
+        return grpc.insecure_channel(target)
     try:
         pems = [None if path is None else path.read_bytes() for path in (ca, key, cert)]
     except OSError as error:
         arguments.usage_error(f"{error.filename}: {error.strerror}")
-    return grpc.secure_channel(name, grpc.ssl_channel_credentials(*pems))
+    return grpc.secure_channel(target, grpc.ssl_channel_credentials(*pems))

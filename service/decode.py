@@ -23,8 +23,8 @@ Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 M = TypeVar("M", bound=Message)
 
-# For each of the two memories of a Decoder: hundreds of ordinary headers.
 FORCED_ARMS_MAX = 100  # far above the number of experiments that run at a time
+# For each of the two memories of a Decoder: hundreds of ordinary headers.
 CACHE_BYTES_MAX = 4 << 20
 
 

@@ -106,6 +106,7 @@ class Form:
         steps = [(_head(_VALUES, size), size)]
         for prefix, vocabulary in zip(self._categorical, self.vocabularies, strict=True):
             # Every index is a byte, unless there are many.
+            # Every index, that of an absent one included, is a varint of one byte, unless there are many.
             fits = len(vocabulary) < 0x80
             steps.append(_nested(_CATEGORICAL, prefix, _INDICES_IN_COLUMN, rows) if fits else (prefix, -1))
         for prefix, (_, width) in zip(self._vectors, self.header.vectors, strict=True):

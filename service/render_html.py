@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from html import escape
 from importlib import resources
 
+from service.schema import GROUPS
 from service.timeline_view import (
-    GROUPS,
     SECTION_TITLES,
     TimelineView,
     TweetView,

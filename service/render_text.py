@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import textwrap
 
+from service.schema import GROUPS
 from service.timeline_view import (
-    GROUPS,
     SECTION_TITLES,
     SectionName,
     TimelineView,

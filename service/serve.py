@@ -32,7 +32,7 @@ from service.tls import TlsError
 __all__ = ["add_arguments", "run"]
 
 STOPPED, FAILED, USAGE = 0, 1, 2
-LOOK_S = 0.5
+LOOK_S = 0.5  # how long a signal may go unnoticed
 # Of glibc's malloc (docs/decisions/0077). By default each thread has a heap of its own, up to eight a core, and each of
 # these grows to the most that it ever needed; and memory goes to the system and back, some MiB at a time.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # as in malloc.h

@@ -22,9 +22,6 @@ SECTION_TITLES: dict[SectionName, str] = {
     "remainder": "Everything else",
 }
 
-# The groups of features that an explanation tells apart, in the order of its fields.
-GROUPS = ("viewer", "author", "tweet")
-
 _ICYMI_DECISIONS: dict[pb.IcymiDecision.ValueType, str] = {
     pb.ICYMI_DECISION_UNSPECIFIED: "unknown",
     pb.ICYMI_DECISION_SHOWN: "shown",
@@ -59,7 +56,7 @@ class TweetView:
         section: Where the ranking put it.
         place: Its place in that section, from 1.
         time_place: Its place among all candidates, newest first, from 1.
-        contributions: What each of GROUPS adds to its relevance; empty where the answer does not explain it.
+        contributions: What each of the schema's GROUPS adds to its relevance; empty: the answer does not explain it.
     """
 
     tweet_id: int

@@ -30,6 +30,7 @@ from tests.server_process import Addresses, serving
 
 SERVICE = "timelines.ranking.v1.TimelineRankingService"
 RANK_TIMELINE = f"/{SERVICE}/RankTimeline"
+REFLECT = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
 SERVE = [sys.executable, "-m", "service", "serve", "--host", "127.0.0.1", "--grpc-port", "0", "--metrics-port", "0"]
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 
@@ -163,63 +164,45 @@ def test_reflection(channel: grpc.Channel) -> None:
     assert service.file.name == "timelines/ranking/v1/ranking.proto"
 
 
-def test_probes_do_not_wait_for_forgotten_reflection_streams(channel: grpc.Channel) -> None:
-    """A reflection stream keeps a thread for as long as it is open: those threads are not the probes'."""
+@contextmanager
+def silent_streams(channel: grpc.Channel, method: str, count: int) -> Iterator[list[grpc.CallIterator[bytes]]]:
+    """Calls that send their headers and nothing else, and have no deadline; given up at the end."""
     release = threading.Event()
 
     def silence() -> Iterator[bytes]:
         release.wait()
         yield from ()
 
-    reflect: grpc.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(
-        "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
-    )
-    streams = [reflect(silence()) for _ in range(10)]
+    call: grpc.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(method)
+    streams = [call(silence()) for _ in range(count)]
     try:
-        # On the same connection: the streams' headers are at the server before this is.
-        assert check_health(channel) == SERVING
+        yield streams
     finally:
         release.set()
         for stream in streams:
             stream.cancel()
 
 
+def test_probes_do_not_wait_for_forgotten_reflection_streams(channel: grpc.Channel) -> None:
+    """A reflection stream keeps a thread for as long as it is open: those threads are not the probes'."""
+    with silent_streams(channel, REFLECT, 2 * REFLECTION_THREADS):
+        # On the same connection: the streams' headers are at the server before this is.
+        assert check_health(channel) == SERVING
+
+
 def test_reflection_does_not_wait_for_forgotten_streams_for_long(channel: grpc.Channel) -> None:
-    """One that asks nothing for some seconds is ended; one that goes on asking is not."""
-    release = threading.Event()
-
-    def silence() -> Iterator[bytes]:
-        release.wait()
-        yield from ()
-
-    reflect: grpc.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(
-        "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
-    )
-    streams = [reflect(silence()) for _ in range(REFLECTION_THREADS)]
-    try:
-        database = ProtoReflectionDescriptorDatabase(channel)
-        assert SERVICE in database.get_services()
+    """One that asks nothing for some seconds is ended."""
+    with silent_streams(channel, REFLECT, REFLECTION_THREADS) as streams:
+        assert SERVICE in ProtoReflectionDescriptorDatabase(channel).get_services()
         assert {stream.code() for stream in streams} == {grpc.StatusCode.CANCELLED}
-    finally:
-        release.set()
 
 
 @pytest.mark.parametrize("method", ["Check", "Watch"])
 def test_probes_do_not_wait_for_probes_without_a_body(channel: grpc.Channel, method: str) -> None:
-    """Each holds a thread, and has no deadline: more of them than there are threads, and the server ends them."""
-    release = threading.Event()
-
-    def silence() -> Iterator[bytes]:
-        release.wait()
-        yield from ()
-
-    call: grpc.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(f"/grpc.health.v1.Health/{method}")
-    streams = [call(silence()) for _ in range(2 * HEALTH_THREADS)]
-    try:
+    """Each holds a thread: more of them than there are threads, and the server ends them."""
+    with silent_streams(channel, f"/grpc.health.v1.Health/{method}", 2 * HEALTH_THREADS) as streams:
         assert check_health(channel) == SERVING
         assert {stream.code() for stream in streams} == {grpc.StatusCode.CANCELLED}
-    finally:
-        release.set()
 
 
 def test_a_call_without_a_deadline_has_the_servers(toy_bundle: Path) -> None:

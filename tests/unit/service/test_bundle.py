@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import resource
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +19,7 @@ from service.bundle import BundleError, UnreadableBundleError, read_bundle, writ
 from service.generated.timelines.ranking.v1 import golden_pb2
 from service.schema import SchemaError
 from tests import toy
+from tests.rlimits import no_descriptor_left
 
 
 def edit_manifest(directory: Path, edit: Callable[[dict[str, Any]], object]) -> None:
@@ -310,15 +310,8 @@ def test_faults_go_into_logs() -> None:
 
 def test_a_file_that_can_not_be_read(own_bundle: Path) -> None:
     """Not a fault of the bundle's, for all that one can tell."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    descriptor = os.open(own_bundle, os.O_RDONLY)
-    os.close(descriptor)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (descriptor, hard))
-    try:
-        with pytest.raises(UnreadableBundleError, match="Too many open files"):
-            read_bundle(own_bundle)
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    with no_descriptor_left(), pytest.raises(UnreadableBundleError, match="Too many open files"):
+        read_bundle(own_bundle)
 
 
 def test_names_every_fault(own_bundle: Path) -> None:

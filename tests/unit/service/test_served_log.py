@@ -11,15 +11,15 @@ import subprocess
 import sys
 import threading
 import zlib
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 
 from service.generated.timelines.ranking.v1.served_log_pb2 import ServedRecord
 from service.served_log import CorruptLogError, LogFiles, ServedLog, logs_features, read_log
+from tests.rlimits import limited
 
 
 def record(number: int, request_bytes: int = 0) -> ServedRecord:
@@ -35,15 +35,9 @@ def append_all(files: LogFiles, numbers: range, request_bytes: int = 0) -> None:
         files.append(record(number, request_bytes).SerializeToString())
 
 
-@contextmanager
-def files_of_at_most(size: int) -> Iterator[None]:
+def files_of_at_most(size: int) -> AbstractContextManager[None]:
     """The kernel takes no byte of a file beyond `size`: a short write first, then EFBIG."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    return limited(resource.RLIMIT_FSIZE, size)
 
 
 class StuckDisk(LogFiles):

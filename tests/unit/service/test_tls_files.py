@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import resource
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -19,6 +15,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from service.errors import NotAllowed
 from service.tls import Certificates, Tls, TlsError, check_caller
+from tests.rlimits import no_descriptor_left
 
 CA = trustme.CA()
 PAIR = CA.issue_cert("localhost")
@@ -85,19 +82,6 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         Certificates(Tls(tmp_path / "none.pem", tmp_path / "none.pem"), bool)
 
     assert str(caught.value) == f"{tmp_path}/none.pem: No such file or directory"
-
-
-@contextmanager
-def no_descriptor_left() -> Iterator[None]:
-    """Nothing can be opened."""
-    lowest_free = os.dup(0)
-    os.close(lowest_free)
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_what_could_not_be_read_is_tried_again(tmp_path: Path) -> None:
