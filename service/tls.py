@@ -28,10 +28,6 @@ class TlsError(ValueError):
     """The files are no good for TLS; the text names them and says why, in one line."""
 
 
-class _UnreadableError(TlsError):
-    """Whether they are any good can not be told now; it may be later, though they stay as they are."""
-
-
 @dataclass(frozen=True, slots=True)
 class Tls:
     """How the gRPC port is secured.
@@ -71,7 +67,7 @@ class Certificates:
         self._tls = tls
         self._on_change = on_change
         self._seen = _fingerprint(tls)  # before reading: what changes meanwhile is read again
-        self._complained: _Fingerprint | None = None  # of files that nobody need hear of again
+        self._complained: _Fingerprint | None = None  # of files that were complained of
         self._first = _read(tls)
 
     def credentials(self) -> grpc.ServerCredentials:
@@ -85,7 +81,7 @@ class Certificates:
     def changed(self) -> grpc.ServerCertificateConfiguration | None:
         """The certificates if they are others than at the last call; gRPC calls it before each handshake, in turn.
 
-        Files that can not be read are tried again at the next call; those that can, and are no good, when they change.
+        Files that are no good, or can not be read at that moment, are complained of once and tried again at each call.
         """
         seen = _fingerprint(self._tls)
         if seen == self._seen:
@@ -94,8 +90,6 @@ class Certificates:
         try:
             configuration = _read(self._tls)
         except TlsError as error:
-            if not isinstance(error, _UnreadableError):
-                self._seen = seen
             if seen != self._complained:
                 logger.error("TLS: the new files are not used, those before them are: %s", error)
                 self._on_change(False)
@@ -140,7 +134,7 @@ def _read(tls: Tls) -> grpc.ServerCertificateConfiguration:
         client_ca = None if tls.client_ca is None else tls.client_ca.read_bytes()
         _check(tls, cert, key, client_ca)
     except OSError as error:
-        raise _UnreadableError(f"{error.filename or tls.cert}: {error.strerror}") from error
+        raise TlsError(f"{error.filename or tls.cert}: {error.strerror}") from error
     return grpc.ssl_server_certificate_configuration([(key, cert)], client_ca)
 
 

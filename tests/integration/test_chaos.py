@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import os
+import platform
 import resource
 import signal
 import socket
@@ -228,6 +229,23 @@ def test_a_watch_of_a_name_that_nobody_has(server: Running) -> None:
             stream.cancel()
 
     assert memory_mb() < before_mb + 100
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have one heap")
+def test_threads_share_two_heaps(toy_bundle: Path) -> None:
+    """However many call at a time: of glibc's heaps but the first each begins at a multiple of 64 MiB."""
+    with (
+        ThreadPoolExecutor(32) as callers,
+        started(toy_bundle, "--threads", "64") as server,
+        connected(server) as channel,
+    ):
+        stub = ranking_pb2_grpc.TimelineRankingServiceStub(channel)
+        calls = [callers.submit(stub.RankTimeline, LARGE, timeout=PATIENCE_S) for _ in range(64)]
+        assert all(call.result(PATIENCE_S).degradation == pb.DEGRADATION_NONE for call in calls)
+        maps = [line.split() for line in Path(f"/proc/{server.process.pid}/maps").read_text().splitlines()]
+
+    heaps = [area for area, rights, *_, inode in (m for m in maps if len(m) == 5) if (rights, inode) == ("rw-p", "0")]
+    assert sum(int(area.partition("-")[0], 16) % (64 << 20) == 0 for area in heaps) <= 1
 
 
 def test_answers_that_nobody_reads(server: Running) -> None:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -165,7 +165,7 @@ def test_reflection(channel: grpc.Channel) -> None:
 
 
 @contextmanager
-def silent_streams(channel: grpc.Channel, method: str, count: int) -> Iterator[list[grpc.CallIterator[bytes]]]:
+def silent_streams(channel: grpc.Channel, method: str, count: int) -> Iterator[Sequence[grpc.Call]]:
     """Calls that send their headers and nothing else, and have no deadline; given up at the end."""
     release = threading.Event()
 
@@ -279,6 +279,7 @@ def test_a_bad_bundle_refuses_to_start(own_bundle: Path) -> None:
 
     assert (done.returncode, done.stdout) == (1, "")
     assert "timeline-ranker serve: model.onnx: has 0 bytes, the manifest says" in done.stderr
+    assert "draining" not in done.stderr  # there is nobody to be drained
 
 
 @pytest.mark.parametrize(

@@ -101,7 +101,7 @@ def test_what_could_not_be_read_is_tried_again(tmp_path: Path) -> None:
     assert told == [False, True]
 
 
-def test_what_is_no_good_is_looked_at_once(tmp_path: Path) -> None:
+def test_what_is_no_good_is_complained_of_once(tmp_path: Path) -> None:
     """Until it changes again."""
     told: list[bool] = []
     certificates = Certificates(files(tmp_path), told.append)
