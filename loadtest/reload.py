@@ -152,18 +152,19 @@ def plot(run: Run, path: Path) -> None:
 def report(run: Run) -> str:
     """A line for each second, and what they come to."""
     lines = [f"{'second':>6}{'calls':>8}{'failed':>8}{'p50 ms':>9}{'p99 ms':>9}"]
+    happened = [
+        (int(at_s), f"version {reload.version} {event}")
+        for reload in run.reloads
+        for event, at_s in (("promoted", reload.promoted_s), ("serves", reload.serving_s))
+    ]
     loading = set()
     for i, second in enumerate(run.seconds):
-        events = [
-            f"version {reload.version} {event}"
-            for reload in run.reloads
-            for event, at_s in (("promoted", reload.promoted_s), ("serves", reload.serving_s))
-            if int(at_s) == i
-        ]
+        events = [event for at_s, event in happened if at_s == i]
         if any(int(reload.promoted_s) <= i <= reload.serving_s for reload in run.reloads):
             loading.add(i)
         figures = f"{second.calls:8}{second.failed:8}{second.p50_ms:9.2f}{second.p99_ms:9.2f}"
         lines.append(f"{i:6}{figures}  {', '.join(events)}".rstrip())
+    lines += [f"{at_s:6}  {event}" for at_s, event in happened if at_s >= len(run.seconds)]  # after the last call
     calm = [second.p99_ms for i, second in enumerate(run.seconds) if i not in loading]
     busy = [run.seconds[i].p99_ms for i in sorted(loading)]
     calls, failed = (sum(column) for column in list(zip(*run.seconds, strict=True))[:2])

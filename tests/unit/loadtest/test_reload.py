@@ -55,6 +55,15 @@ def test_seconds_with_a_reload_are_told_apart() -> None:
     ]
 
 
+def test_a_version_that_serves_after_the_last_second_is_told_of() -> None:
+    """A busy machine takes its time; the second that it was promoted in still counts as one with a reload."""
+    lines = report(Run(100.0, [Second(10, 0, 1.0, 3.0), Second(10, 0, 1.0, 9.0)], [Reload("2", 1.5, 4.2)])).splitlines()
+
+    assert lines[2].endswith("version 2 promoted")
+    assert lines[3].split() == ["4", "version", "2", "serves"]
+    assert lines[-1].endswith("without a reload; 9.0 ms with one")
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
 def test_versions_change_under_load(toy_bundle: Path, tmp_path: Path) -> None:
